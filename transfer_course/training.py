@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['Phase', 'Plan', 'from_scratch', 'feature_extraction', 'fine_tuning', 'gradual_unfreezing', 'schedule', 'augment',
-           'best_device', 'autocast', 'History', 'run', 'TrainingError', 'fit']
+           'History', 'TrainingError', 'fit']
 
 # %% ../nbs/07_fine_tuning.ipynb #efb50fd0
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from .backstage.plots import OKABE_ITO
+from .features import autocast, best_device, run
 from .freezing import freeze_until, learning_rates, stage_index
 
 # %% ../nbs/07_fine_tuning.ipynb #1600621c
@@ -109,18 +109,6 @@ def augment(
     out = F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/07_fine_tuning.ipynb #4dd56c8c
-def best_device():
-    "Name the accelerator that is there, or the CPU."
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-def autocast(device):
-    "Context in which matrix products run in bf16, where `device` has instructions for it; else one that does nothing."
-    kind = torch.device(device).type
-    fast = torch.cuda.is_bf16_supported() if kind == 'cuda' else kind == 'cpu' and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.autocast(kind, dtype=torch.bfloat16, enabled=bool(fast))
-
 # %% ../nbs/07_fine_tuning.ipynb #6a9579d8
 @dataclass
 class History:
@@ -146,26 +134,6 @@ class History:
         return fig
 
     def _repr_html_(self): return self.table.round(4).to_html(index=False)
-
-# %% ../nbs/07_fine_tuning.ipynb #9cd795f1
-@torch.no_grad()
-def run(
-    model,        # StagedModel
-    inputs,       # pictures uint8 [n, h, w, 3] (or texts), or a tensor of features at stage `start`
-    start=None,   # first stage to run
-    stop=None,    # stage to stop before; None runs all
-    batch=128,    # examples at a time
-    exact=False,  # fp32 even where bf16 would be faster?
-):                # float32 tensor on the CPU: logits [n, classes], or features at `stop`
-    "Run a network in inference mode, in the order of `inputs`."
-    device, was, out = next(model.parameters()).device, model.training, []
-    model.eval()
-    for i in range(0, len(inputs), batch):
-        x = inputs[i:i + batch]
-        x = x.to(device) if torch.is_tensor(x) else model.preprocess(x).to(device)
-        with nullcontext() if exact else autocast(device): out.append(model(x, start=start, stop=stop).float().cpu())
-    model.train(was)
-    return torch.cat(out)
 
 # %% ../nbs/07_fine_tuning.ipynb #f8a2cf39
 class TrainingError(RuntimeError):
