@@ -8,7 +8,7 @@ __all__ = ['BADGES', 'LESSONS', 'INSTALL', 'TIMES', 'NOTE', 'read_notebook', 'wr
            'nbdev', 'notebooks', 'sync']
 
 # %% ../../nbs/backstage/sync.ipynb #3f05d22c
-import json, os, re, subprocess, sys
+import json, os, posixpath, re, subprocess, sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -145,7 +145,7 @@ def from_above(
     "Put `nbs/` before links to files that lie in `folder`."
     def fix(m):
         target = m[2].split('#')[0]
-        return f'{m[1]}{folder.name}/{m[2]}' if target and ':' not in target and (folder/target).exists() else m[0]
+        return m[1] + posixpath.normpath(f'{folder.name}/{m[2]}') if target and ':' not in target and (folder/target).exists() else m[0]
     return re.sub(r'(\]\(|src=")([^)"\s]+)', fix, text)
 
 # %% ../../nbs/backstage/sync.ipynb #056547a0
