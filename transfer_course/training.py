@@ -4,25 +4,36 @@
 
 # %% auto #0
 __all__ = ['Phase', 'Plan', 'from_scratch', 'feature_extraction', 'fine_tuning', 'gradual_unfreezing', 'schedule', 'augment',
-           'History', 'TrainingError', 'fit']
+           'mixup', 'History', 'TrainingError', 'fit', 'RateRange', 'learning_rate_range']
 
-# %% ../nbs/07_fine_tuning.ipynb #efb50fd0
+# %% ../nbs/07_fine_tuning.ipynb #c3753bbe
+import copy
+import hashlib
+import json
 import math
+import os
 import time
-from dataclasses import dataclass, field
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from html import escape
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
 from tqdm.auto import tqdm
 
 from .backstage.plots import OKABE_ITO
 from .features import autocast, best_device, run
 from .freezing import freeze_until, learning_rates, stage_index
 
-# %% ../nbs/07_fine_tuning.ipynb #1600621c
+# %% ../nbs/07_fine_tuning.ipynb #96f7df9f
 @dataclass
 class Phase:
     "One stretch of training: how long, from which stage on, how fast."
@@ -32,10 +43,17 @@ class Phase:
     decay: float = 1.   # each stage learns at `decay` times the rate of the stage above
     augment: bool = True # new random crops and mirror images in every epoch?
 
-# %% ../nbs/07_fine_tuning.ipynb #4a540f50
+# %% ../nbs/07_fine_tuning.ipynb #b0b7e224
+def _share(v): return isinstance(v, (int, float)) and 0 <= v < 1
+
+_OPTIONS = dict(schedule=("'cosine' or 'one-cycle'", lambda v: v in ('cosine', 'one-cycle')), dropout=('a share from 0 to below 1', _share),
+                patience=('None, or a whole number of epochs from 1 on', lambda v: v is None or isinstance(v, int) and v >= 1),
+                average=('a share from 0 to below 1', _share), mixup=('0 or more', lambda v: isinstance(v, (int, float)) and 0 <= v < math.inf),
+                cache=("'auto', True or False", lambda v: v == 'auto' or isinstance(v, bool)))
+
 @dataclass
 class Plan:
-    "What training does, phase by phase. `pretrained=False` starts from random weights."
+    "What training does, phase by phase. `pretrained=False` starts from random weights. Raises ValueError for an option that makes no sense."
     name: str           # as it appears in tables and figures
     phases: list        # of Phase
     pretrained: bool = True # keep the weights the model comes with?
@@ -46,6 +64,16 @@ class Plan:
     clip: float = 1.    # greatest norm of the gradient
     crop: float = 0.5   # least share of a picture's area that a random crop keeps
     statistics: str = 'adapt' # BatchNorm statistics of stages that train: 'adapt', or 'keep' those of pretraining
+    schedule: str = 'cosine' # shape of the rates in a phase: 'cosine' or 'one-cycle'
+    dropout: float = 0. # share of the features that the head does not see in a training step; 0 leaves the head as it is
+    patience: int = None # epochs without a lower validation loss that end a phase; None trains all epochs and keeps the last weights
+    average: float = 0. # decay of the moving average of weights in the last phase; 0 takes the weights as they are
+    mixup: float = 0.   # alpha of the Beta distribution by which pairs of examples are mixed; 0 mixes none
+    cache: object = 'auto' # compute the frozen part once? 'auto': in phases that do not augment; True: insist; False: never
+
+    def __post_init__(self):
+        for name, (allowed, fits) in _OPTIONS.items():
+            if not fits(getattr(self, name)): raise ValueError(f'{name} is {getattr(self, name)!r} in plan {self.name!r}; it can be {allowed}.')
 
     @property
     def epochs(self): return sum(p.epochs for p in self.phases)
@@ -54,25 +82,26 @@ class Plan:
         parts = [f'{p.epochs} epochs from {"the input" if p.start is None else p.start if p.start != -1 else "the head"} at {p.lr:g}' +
                  (f', each stage below at {p.decay:g} times that' if p.decay != 1 else '') for p in self.phases]
         kept = ', BatchNorm statistics kept' if self.statistics == 'keep' else ''
-        return f'{self.name}: {"; then ".join(parts)}' + kept + ('' if self.pretrained else ', from random weights')
+        more = ''.join(f', {f.name} {getattr(self, f.name)}' for f in fields(self) if f.name in _OPTIONS and getattr(self, f.name) != f.default)
+        return f'{self.name}: {"; then ".join(parts)}' + kept + more + ('' if self.pretrained else ', from random weights')
 
-# %% ../nbs/07_fine_tuning.ipynb #89d23b49
+# %% ../nbs/07_fine_tuning.ipynb #a93ccaff
 def from_scratch(epochs=20, lr=1e-3, **options):
     "Train everything from random weights: the baseline of every claim. `options` are fields of `Plan`."
     return Plan('from scratch', [Phase(epochs, None, lr)], pretrained=False, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #11ec5fd2
+# %% ../nbs/07_fine_tuning.ipynb #d1151f86
 def feature_extraction(epochs=40, lr=3e-3, augment=False, **options):
     "Train the head alone; without augmentation the frozen part is computed once. `options` are fields of `Plan`."
     return Plan('feature extraction', [Phase(epochs, -1, lr, augment=augment)], **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #c4a160f5
+# %% ../nbs/07_fine_tuning.ipynb #143b9942
 def fine_tuning(epochs=15, lr=1e-3, decay=.7, start=None, head_epochs=5, statistics='keep', **options):
     "Train the head first, so that its random start wrecks nothing, then all from `start` up, slower towards the input."
     first = [Phase(head_epochs, -1, 1e-2, augment=False)] if head_epochs else []
     return Plan('fine-tuning', first + [Phase(epochs, start, lr, decay)], statistics=statistics, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #1f7c8f31
+# %% ../nbs/07_fine_tuning.ipynb #a23fc8f7
 def gradual_unfreezing(epochs=5, stages=4, lr=1e-3, decay=.7, last=10, statistics='keep', **options):
     """Thaw one stage more in each phase, from the head downwards, then train all for `last` epochs.
 
@@ -80,18 +109,22 @@ def gradual_unfreezing(epochs=5, stages=4, lr=1e-3, decay=.7, last=10, statistic
     phases = [Phase(epochs, -1, 1e-2, augment=False)] + [Phase(epochs, -1 - i, lr, decay) for i in range(1, stages)]
     return Plan('gradual unfreezing', phases + [Phase(last, None, lr, decay)], statistics=statistics, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #6f078607
+# %% ../nbs/07_fine_tuning.ipynb #2c68a347
 def schedule(
     step: int,     # steps done
     steps: int,    # steps in all
     warmup=.2,     # share of them in which the rate rises
+    shape='cosine', # 'cosine': linear rise, cosine fall to 0; 'one-cycle': cosine from 1/25 to 1 and down to 1/250,000
 ):                 # factor between 0 and 1
-    "Linear warm-up, then a half cosine to zero (Loshchilov and Hutter 2017, equation 5, without restarts)."
+    "Share of the peak rate at a step (Loshchilov and Hutter 2017, equation 5, without restarts; one-cycle: Smith 2018, as in fastai)."
     rise = max(1, round(steps * warmup))
+    if shape == 'one-cycle':
+        low, at = (1/25, 1 - step / max(1, rise - 1)) if step < rise - 1 else (4e-6, (step - rise + 1) / max(1, steps - rise))
+        return low + (1 - low) * .5 * (1 + math.cos(math.pi * at))
     if step < rise: return (step + 1) / rise
     return .5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
-# %% ../nbs/07_fine_tuning.ipynb #8b1f8a9a
+# %% ../nbs/07_fine_tuning.ipynb #c2ffa1fb
 def augment(
     x: torch.Tensor, # [n, channels, h, w]
     generator=None,  # source of randomness, on the CPU
@@ -109,17 +142,47 @@ def augment(
     out = F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/07_fine_tuning.ipynb #6a9579d8
-@dataclass
+# %% ../nbs/07_fine_tuning.ipynb #4ef4368b
+def mixup(
+    x: torch.Tensor, # [n, …]: pictures, or features
+    y: torch.Tensor, # int64 [n]: labels
+    classes: int,    # how many there are
+    alpha: float,    # 0.2: most pairs are nearly one of the two; 1: every share is as likely
+    generator=None,  # source of randomness, on the CPU
+):                   # (x, probabilities [n, classes])
+    "Mix each example of a batch with another one, and its label likewise (Zhang et al. 2018, section 2)."
+    share = float(np.random.default_rng(torch.randint(2**62, (), generator=generator).item()).beta(alpha, alpha))
+    other, y = torch.randperm(len(x), generator=generator), F.one_hot(y, classes).float()
+    return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
+
+# %% ../nbs/07_fine_tuning.ipynb #7fbd3212
+def _replace(path, write, keep=None):
+    "Let `write` make a file beside `path`; when it is whole and on the disk, put it in the place of `path`, and the old one at `keep`."
+    part = path.with_name(path.name + '.part')
+    try:
+        write(part)
+        with open(part, 'rb+') as f: os.fsync(f.fileno())
+        if keep and path.exists(): os.replace(path, keep)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+@dataclass(repr=False)
 class History:
     "What happened in training: one row an epoch."
     plan: Plan
     rows: list = field(default_factory=list) # of dicts
     seconds: float = 0. # wall time of the whole fit
     stopped: str = ''   # why it ended early, if it did
+    phases: list = field(default_factory=list) # of dicts: where each phase cut, how long it took, what was computed once and why
+    kept: int = 0       # epoch after which the model had the weights it has now
 
     @property
-    def table(self): return pd.DataFrame(self.rows)
+    def table(self): return pd.DataFrame([{k: v for k, v in r.items() if k != 'rates'} for r in self.rows])
+
+    @property
+    def rates(self):
+        "Learning rate of each stage at the start of each epoch; empty where a stage was frozen."
+        return pd.DataFrame([r['rates'] for r in self.rows], index=pd.Index([r['epoch'] for r in self.rows], name='epoch'))
 
     def plot(self):
         "Draw the losses and the accuracy by epoch. Returns a matplotlib Figure."
@@ -127,72 +190,384 @@ class History:
         fig, (a, b) = plt.subplots(1, 2, figsize=(8, 2.8), layout='constrained')
         a.plot(t.epoch, t.train_loss, color=c['blue'], label='train'); a.plot(t.epoch, t.valid_loss, '--', color=c['vermilion'], label='valid')
         b.plot(t.epoch, t.valid_accuracy * 100, color=c['vermilion'])
-        a.set(title=f'Loss: {self.plan.name}', xlabel='epoch', ylabel='cross-entropy (nats)'); a.legend(frameon=False)
+        name = self.plan.name.replace('$', r'\$')
+        a.set(title=f'Loss: {name}', xlabel='epoch', ylabel='cross-entropy (nats)'); a.legend(frameon=False)
         b.set(title='Accuracy on the validation split', xlabel='epoch', ylabel='right answers (%)', ylim=(0, 101))
         for ax in (a, b):
-            for edge in np.cumsum([p.epochs for p in self.plan.phases])[:-1]: ax.axvline(edge + .5, color='gray', linestyle=':')
+            for edge in np.cumsum([p['epochs'] for p in self.phases])[:-1]: ax.axvline(edge + .5, color='gray', linestyle=':')
         return fig
 
-    def _repr_html_(self): return self.table.round(4).to_html(index=False)
+    def to_dict(self): return asdict(self)
 
-# %% ../nbs/07_fine_tuning.ipynb #f8a2cf39
+    @classmethod
+    def from_dict(cls, facts):
+        "Undo `to_dict`."
+        plan = Plan(**facts['plan'] | dict(phases=[Phase(**p) for p in facts['plan']['phases']]))
+        return cls(**facts | dict(plan=plan))
+
+    def save(self,
+        path, # of a .json file; its folder must be there
+    ):        # the Path
+        "Write everything as JSON, whole or not at all."
+        path = Path(path)
+        _replace(path, lambda part: part.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
+        return path
+
+    @classmethod
+    def load(cls,
+        path, # what `save` wrote
+    ):        # History
+        "Read a history. Raises ValueError where the file holds none."
+        try: return cls.from_dict(json.loads(Path(path).read_text(encoding='utf-8')))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as e:
+            raise ValueError(f'{str(path)!r} holds no history ({type(e).__name__}); give a file that History.save wrote.') from None
+
+    def __repr__(self):
+        last = f', {self.rows[-1]["valid_accuracy"]:.1%} right on valid after the last' if self.rows else ''
+        return f'{self.plan.name}: {len(self.rows)} of {self.plan.epochs} epochs in {self.seconds:.1f} s{last}' + (f'; {self.stopped}' if self.stopped else '')
+
+    def _repr_html_(self):
+        lines = [f'Phase {i}, {p["epochs"]} epochs from {p["cut"]}: {p["why"]}.' for i, p in enumerate(self.phases, 1)]
+        lines += [f'Ended early: {self.stopped}.'] if self.stopped else []
+        return self.table.round(4).to_html(index=False) + ''.join(f'<p>{escape(x)}</p>' for x in lines)
+
+# %% ../nbs/07_fine_tuning.ipynb #697f5188
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what to do."
 
-# %% ../nbs/07_fine_tuning.ipynb #75c40957
-def _phase(model, task, plan, phase, generator, device):
-    "Train one phase; yields a row of the history after each epoch."
+def _once(model, plan, phase):
+    "Is the frozen part computed once in this phase, and why? Raises ValueError where plan and phase contradict each other."
+    cut, epochs = model.names[stage_index(model, phase.start)], f'{phase.epochs} epoch{"s" * (phase.epochs != 1)}'
+    if phase.augment and plan.cache is True:
+        raise ValueError(f"Plan {plan.name!r} says cache=True, but its phase from {cut!r} augments, and features of one random crop would be kept "
+                         "for all epochs: set augment=False in that phase, or cache='auto'.")
+    if cut == model.names[0]: return False, 'nothing computed once, since every stage trains'
+    if phase.augment: return False, f'nothing computed once, since each of {epochs} draws new crops'
+    if plan.cache is False: return False, 'nothing computed once, since the plan says cache=False'
+    return True, f'features computed once: {epochs} would have run the frozen part {phase.epochs} time{"s" * (phase.epochs != 1)}'
+
+# %% ../nbs/07_fine_tuning.ipynb #8ad0a52f
+def _prepare(model, task, plan, phase, device):
+    "Freeze, compute once what can be, and only then build the optimizer: now it is known what trains."
     freeze_until(model, phase.start, plan.statistics)
     cut = model.names[stage_index(model, phase.start)]
-    once = cut != model.names[0] and not phase.augment
-    inputs = run(model, task.train.inputs, stop=cut) if once else task.train.inputs     # features, or pictures
-    valid = run(model, task.valid.inputs, stop=cut)
-    labels, valid_labels = (torch.as_tensor(split.labels, device=device) for split in (task.train, task.valid))
+    start = cut if _once(model, plan, phase)[0] else None                       # first stage that runs in a step
+    inputs = run(model, task.train.inputs, stop=cut) if start else task.train.inputs    # features, or pictures
     opt = torch.optim.AdamW(learning_rates(model, phase.lr, phase.decay, plan.weight_decay), fused=True)
-    per_epoch = max(1, len(labels) // plan.batch)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda i: schedule(i, phase.epochs * per_epoch, plan.warmup))
-    for _ in range(phase.epochs):
-        began, total, rate = time.perf_counter(), 0., opt.param_groups[-1]['lr']
-        model.train()
-        for rows in torch.randperm(len(labels), generator=generator).tensor_split(per_epoch):   # equal batches: never one picture alone
-            x = inputs[rows] if once else model.preprocess(inputs[rows.numpy()])
-            if phase.augment: x = augment(x, generator, plan.crop)
-            with autocast(device): logits = model(x.to(device), start=cut if once else None)
-            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=plan.smoothing)
-            if not torch.isfinite(loss):
-                raise TrainingError(f'The loss is {loss.item()} in plan {plan.name!r}: lower its learning rate of {phase.lr:g}, or look for broken inputs.')
-            opt.zero_grad(); loss.backward()
-            torch.nn.utils.clip_grad_norm_([p for g in opt.param_groups for p in g['params']], plan.clip)
-            opt.step(); sched.step(); total += loss.item() * len(rows)
-        logits = run(model, valid, start=cut)
-        yield dict(cut=cut, train_loss=total / len(labels), valid_loss=F.cross_entropy(logits, valid_labels.cpu()).item(),
-                   valid_accuracy=(logits.argmax(1) == valid_labels.cpu()).float().mean().item(), lr=rate, seconds=time.perf_counter() - began)
+    for group in opt.param_groups: group['peak'] = group['lr']
+    return start, inputs, torch.as_tensor(task.train.labels, device=device), opt
 
-# %% ../nbs/07_fine_tuning.ipynb #74cb8052
+def _draw(model, inputs, labels, rows, plan, phase, start, generator):
+    "One batch: what stage `start` takes, and labels or shares of labels."
+    x, y = inputs[rows] if start else model.preprocess(inputs[rows.numpy()]), labels[rows]
+    if phase.augment: x = augment(x, generator, plan.crop)
+    return mixup(x, y, len(model.classes), plan.mixup, generator) if plan.mixup else (x, y)
+
+def _step(model, x, y, opt, plan, start, device):
+    "One step of training; gives the loss. Raises TrainingError, with weights and statistics as before, where loss or gradient is no number."
+    buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
+    before, params = [b.clone() for b in buffers], [p for g in opt.param_groups for p in g['params']]
+    with autocast(device): logits = model(x.to(device), start=start)
+    loss = F.cross_entropy(logits.float(), y, label_smoothing=plan.smoothing)
+    opt.zero_grad(); loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(params, plan.clip)
+    for what, value in (('loss', loss), ('gradient', norm)):
+        if torch.isfinite(value): continue
+        for b, old in zip(buffers, before): b.copy_(old)
+        raise TrainingError(f'The {what} is {value.item()} in plan {plan.name!r} at a rate of {opt.param_groups[-1]["lr"]:.2g}: lower its learning rate, '
+                            'or look for broken inputs; the weights are those of the step before.')
+    opt.step()
+    return loss.item()
+
+# %% ../nbs/07_fine_tuning.ipynb #842aa066
+class _State:
+    "Where a fit stands between two epochs: all that a killed run needs to end with the same bits."
+    def __init__(self, model, plan, seed, device):
+        self.model, self.plan, self.device, self.history = model, plan, device, History(plan)
+        self.generator = torch.Generator().manual_seed(seed) # order of the examples, crops, mixing
+        self.phase = self.epoch = self.waited = self.best_epoch = 0 # phases done, epochs done in this one and since the best
+        self.lowest, self.best = math.inf, {}                # lowest validation loss, and the weights that had it
+        self.average, self.opt, self.moments = {}, None, {}
+        first = min((stage_index(model, p.start) for p in plan.phases), default=0)
+        self.names = [k for k in model.state_dict() if k.split('.')[1] in model.names[first:]] # of tensors that the plan may change
+
+    def weights(self):
+        state = self.model.state_dict()
+        return {k: state[k].detach() for k in self.names}
+
+    def put(self, weights):
+        "Copy weights into the model, in place."
+        self.model.load_state_dict(weights, strict=False)
+
+    def enter(self, opt):
+        "Begin or resume a phase with its optimizer."
+        for i, p in enumerate(p for g in opt.param_groups for p in g['params']):
+            for k, v in self.moments.get(str(i), {}).items():   # in the memory order of the weights, which the fused optimizer expects
+                opt.state[p][k] = v.to(p.device) if k == 'step' else torch.empty_like(p, requires_grad=False).copy_(v)
+        self.opt, self.moments = opt, {}
+        if self.plan.average and self.phase == len(self.plan.phases) - 1 and not self.average:
+            self.average = {k: p.detach().clone() for k, p in self.model.named_parameters() if p.requires_grad}
+
+    def follow(self, step):
+        "Move the average of the weights a little towards the weights; quickly at first, when they are few."
+        if not self.average: return
+        decay, params = min(self.plan.average, (1 + step) / (10 + step)), dict(self.model.named_parameters())
+        for k, v in self.average.items(): v.lerp_(params[k].detach(), 1 - decay)
+
+    @contextmanager
+    def averaged(self):
+        "For the time of a validation, put averaged weights, where there are any, in the place of the last ones."
+        params = dict(self.model.named_parameters()) if self.average else {}; own = {k: params[k].detach().clone() for k in self.average}
+        self.put(self.average)
+        try: yield
+        finally: self.put(own)
+
+    def note(self, loss):
+        "Count the epoch, and keep the weights if the validation loss is the lowest so far."
+        self.epoch, self.waited = self.epoch + 1, self.waited + 1
+        if loss < self.lowest:
+            self.lowest, self.waited, self.best_epoch = loss, 0, len(self.history.rows) + 1
+            self.best = {k: v.clone() for k, v in self.weights().items()}
+
+    @property
+    def patient(self): return self.plan.patience is None or self.waited < self.plan.patience
+
+    def go_back(self):
+        "Put back the best weights; where there are none yet, the model stays as it is."
+        self.put(self.best); self.history.kept = self.best_epoch
+
+    def leave(self):
+        "End a phase: with patience, the next one starts from the best weights."
+        n, planned = len(self.plan.phases), self.plan.phases[self.phase].epochs
+        if self.epoch < planned:
+            self.history.stopped += ('; ' if self.history.stopped else '') + (
+                f'phase {self.phase + 1} of {n} ended after {self.epoch} of {planned} epochs, the last {self.waited} without a lower validation loss')
+        if self.plan.patience: self.go_back()
+        elif self.average: self.put(self.average)
+        self.phase, self.epoch, self.waited, self.average = self.phase + 1, 0, 0, {} if self.phase + 1 < n else self.average
+
+# %% ../nbs/07_fine_tuning.ipynb #b448836c
+def _digest(tensors, *texts):
+    "SHA-256 of tensors with their names and shapes, and of texts."
+    h = hashlib.sha256('\0'.join(texts).encode())
+    for k, v in sorted(tensors.items()):
+        v = v.detach().cpu().contiguous()
+        h.update(f'{k} {v.dtype} {list(v.shape)}'.encode()); h.update(v.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+def _made_with(model, task, plan, seed):
+    "What a checkpoint belongs to: digests of plan, data, seed and model."
+    def data(split):
+        inputs = split.inputs if isinstance(split.inputs, list) else torch.as_tensor(np.ascontiguousarray(split.inputs))
+        tensors = dict(labels=torch.as_tensor(split.labels)) | ({} if isinstance(inputs, list) else dict(inputs=inputs))
+        return _digest(tensors, json.dumps(inputs if isinstance(inputs, list) else []))
+    return dict(plan=_digest({}, json.dumps(asdict(plan))), data=_digest({}, data(task.train), data(task.valid), *map(str, task.classes)),
+                seed=str(seed), model=_digest(model.state_dict(), *model.names))
+
+class _Checkpoint:
+    "The file of one fit: written after every epoch, read at the start, gone at the end."
+    def __init__(self, path, made_with):
+        self.path, self.made_with = Path(path), made_with
+        self.previous = self.path.with_name(self.path.name + '.previous')
+        if self.path.is_dir(): raise TrainingError(f'The checkpoint {str(path)!r} is a folder; give the path of a file.')
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, state):
+        "Write where the fit stands. A disk that is full is a warning, not the end of the training."
+        s, kind = state, torch.device(state.device).type
+        random = {'order': s.generator.get_state(), 'cpu': torch.get_rng_state()} | ({} if kind == 'cpu' else {kind: getattr(torch, kind).get_rng_state()})
+        groups = dict(model=s.weights(), best=s.best, average=s.average, random=random,
+                      optimizer={f'{i}.{k}': v for i, m in s.opt.state_dict()['state'].items() for k, v in m.items()})
+        tensors = {f'{g}.{k}': v.detach().cpu().contiguous().clone() for g, vs in groups.items() for k, v in vs.items()}
+        facts = json.dumps(dict(made_with=self.made_with, history=s.history.to_dict()) | {k: getattr(s, k) for k in self.NUMBERS})
+        def save(part): save_file(tensors, part, dict(facts=facts, sha256=_digest(tensors, facts)))
+        try: _replace(self.path, save, self.previous)
+        except Exception as e: warnings.warn(f'The checkpoint {str(self.path)!r} could not be written ({e}); training goes on without it.', stacklevel=2)
+
+    NUMBERS = 'phase', 'epoch', 'waited', 'lowest', 'best_epoch'
+
+    def read(self):
+        "(facts, tensors) of the newest file that is whole, or None. A damaged file is put aside with a warning."
+        for path in (self.path, self.previous):
+            if not path.exists(): continue
+            try:
+                with safe_open(path, 'pt') as f: notes, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+                if notes['sha256'] == _digest(tensors, notes['facts']): return json.loads(notes['facts']), tensors
+            except Exception: pass          # whatever a damaged file makes of its reader, it is damaged
+            os.replace(path, aside := path.with_name(path.name + '.damaged'))
+            warnings.warn(f'The checkpoint {str(path)!r} is damaged or none of ours: it is now called {aside.name!r}, '
+                          'and training goes on from the one before it, or starts anew.', stacklevel=3)
+
+    def resume(self, state):
+        "Bring a fit to where the file says it stood. Raises TrainingError where the file belongs to another fit."
+        found = self.read()
+        if not found: return
+        facts, tensors = found
+        other = [k for k, v in self.made_with.items() if facts['made_with'].get(k) != v]
+        if other: raise TrainingError(f'The checkpoint {str(self.path)!r} was made with another {" and another ".join(other)}: '
+                                      'give what it was made with, delete it, or name another file.')
+        parts = {g: {k.partition('.')[2]: v for k, v in tensors.items() if k.startswith(g + '.')} for g in ('model', 'best', 'average', 'random', 'optimizer')}
+        for k in self.NUMBERS: setattr(state, k, facts[k])
+        state.history = History.from_dict(facts['history']); state.put(parts['model'])
+        state.best, state.average = ({k: v.to(state.device) for k, v in parts[g].items()} for g in ('best', 'average'))
+        for k, v in parts['optimizer'].items(): state.moments.setdefault(k.partition('.')[0], {})[k.partition('.')[2]] = v
+        state.generator.set_state(parts['random'].pop('order')); torch.set_rng_state(parts['random'].pop('cpu'))
+        for kind, v in parts['random'].items(): getattr(torch, kind).set_rng_state(v)
+
+    def remove(self):
+        for path in (self.path, self.previous, self.path.with_name(self.path.name + '.part')): path.unlink(missing_ok=True)
+
+# %% ../nbs/07_fine_tuning.ipynb #ee393053
+def _phase(state, task, device, bar):
+    "Train the phase at which `state` stands; yields a row of the history after each epoch."
+    model, plan, history, phase = state.model, state.plan, state.history, state.plan.phases[state.phase]
+    begun = time.perf_counter()
+    start, inputs, labels, opt = _prepare(model, task, plan, phase, device)
+    state.enter(opt)
+    cut = model.names[stage_index(model, phase.start)]
+    valid, truth = run(model, task.valid.inputs, stop=cut), torch.as_tensor(task.valid.labels)
+    per_epoch = max(1, len(labels) // plan.batch)
+    if len(history.phases) == state.phase:
+        history.phases.append(dict(cut=cut, epochs=0, once=bool(start), why=_once(model, plan, phase)[1], prepare=time.perf_counter() - begun, seconds=0.))
+    while state.epoch < phase.epochs and state.patient:
+        began, total, first = time.perf_counter(), 0., state.epoch * per_epoch
+        model.train()
+        for step, rows in enumerate(torch.randperm(len(labels), generator=state.generator).tensor_split(per_epoch), first): # never one picture alone
+            share = schedule(step, phase.epochs * per_epoch, plan.warmup, plan.schedule)
+            for group in opt.param_groups: group['lr'] = group['peak'] * share
+            if step == first: rates = {g['stage']: g['lr'] for g in opt.param_groups}
+            x, y = _draw(model, inputs, labels, rows, plan, phase, start, state.generator)
+            total += _step(model, x, y, opt, plan, start, device) * len(rows)
+            state.follow(step); bar.update()
+        with state.averaged():
+            logits = run(model, valid, start=cut)
+            loss, hits = F.cross_entropy(logits, truth).item(), (logits.argmax(1) == truth).float().mean().item()
+            state.note(loss)
+        yield dict(phase=state.phase + 1, cut=cut, train_loss=total / len(labels), valid_loss=loss, valid_accuracy=hits, lr=rates[model.names[-1]],
+                   seconds=time.perf_counter() - began, rates=rates)
+
+# %% ../nbs/07_fine_tuning.ipynb #e3d8e296
+@contextmanager
+def _dropout(model, share):
+    "For the time of a fit, let the head drop `share` of its features; the names of its weights stay."
+    layers = [m for m in model.stages['head'].modules() if isinstance(m, nn.Dropout)] if share else []
+    last = [m for m in model.stages['head'].modules() if isinstance(m, nn.Linear)][-1:] if share and not layers else []
+    before = [m.p for m in layers]
+    for m in layers: m.p = share
+    hooks = [m.register_forward_pre_hook(lambda m, args: (F.dropout(args[0], share, m.training),)) for m in last]
+    try: yield
+    finally:
+        for m, p in zip(layers, before): m.p = p
+        for hook in hooks: hook.remove()
+
+@contextmanager
+def _advice(plan):
+    "Turn an error of memory into a TrainingError that says what to change."
+    try: yield
+    except (MemoryError, RuntimeError) as e:
+        words = 'out of memory', "can't allocate memory", 'not enough memory'
+        if not isinstance(e, MemoryError) and not any(w in str(e).lower() for w in words): raise
+        smaller = f'set its batch from {plan.batch} to {plan.batch // 2}, ' if plan.batch > 1 else ''
+        raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}take smaller pictures, or put the cut higher, '
+                            'so that fewer stages train.') from None
+
+# %% ../nbs/07_fine_tuning.ipynb #c692bc9a
 def fit(
     model,         # StagedModel; it is changed in place and left in inference mode
     task,          # Task: trains on task.train, looks at task.valid, never at task.test
     plan,          # Plan
     seed=0,        # order of the examples, augmentation, dropout, and the random weights of a from-scratch plan
-    progress=True, # show a progress bar?
+    progress=True, # show a progress bar with the time left?
     device=None,   # 'cpu', 'cuda', …; None takes what is there
+    checkpoint=None, # path of a file written after every epoch; a killed fit, called again with a fresh model, goes on from it
 ):                 # History
-    """Train `model` by `plan`. The same seed on the same machine gives the same weights, bit for bit.
+    """Train `model` by `plan`. The same seed on the same machine gives the same weights, bit for bit, also after a kill.
 
-    A keyboard interrupt ends training and keeps what was learned so far. Raises TrainingError where the loss is no longer a number."""
-    device, began, history = device or best_device(), time.perf_counter(), History(plan)
+    A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
+    longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself."""
+    for phase in plan.phases: _once(model, plan, phase)
     if not plan.pretrained: model.randomize_(seed)
+    saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None
+    device = device or best_device()
     model.to(device, memory_format=torch.channels_last)
-    generator = torch.Generator().manual_seed(seed)
-    bar = tqdm(total=plan.epochs, desc=plan.name, unit='epoch', disable=not progress)
+    state, interrupted, began, per_epoch = _State(model, plan, seed, device), False, time.perf_counter(), max(1, len(task.train) // plan.batch)
+    bar = tqdm(total=plan.epochs * per_epoch, desc=plan.name, unit='step', disable=not progress)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan):
             torch.manual_seed(seed)
-            for phase in plan.phases:
-                for row in _phase(model, task, plan, phase, generator, device):
+            if saved: saved.resume(state)
+            history = state.history; began -= history.seconds; bar.n = bar.initial = len(history.rows) * per_epoch
+            while state.phase < len(plan.phases):
+                for row in _phase(state, task, device, bar):
                     history.rows.append(dict(epoch=len(history.rows) + 1) | row)
-                    bar.update(); bar.set_postfix(valid=f'{row["valid_accuracy"]:.1%}')
-    except KeyboardInterrupt: history.stopped = 'interrupted at the keyboard'
+                    now = history.phases[-1]; now['epochs'] += 1; now['seconds'] += row['seconds']
+                    history.seconds, history.kept = time.perf_counter() - began, len(history.rows)
+                    bar.set_postfix(valid=f'{row["valid_accuracy"]:.1%}')
+                    if saved: saved.write(state)
+                state.leave()
+    except KeyboardInterrupt: interrupted = True; state.go_back(); state.history.stopped = 'interrupted at the keyboard'
     finally: bar.close(); model.eval()
-    history.seconds = time.perf_counter() - began
-    return history
+    if saved and not interrupted: saved.remove()
+    state.history.seconds = time.perf_counter() - began
+    return state.history
+
+# %% ../nbs/07_fine_tuning.ipynb #1f011dc7
+@dataclass
+class RateRange:
+    "The loss of a network while its learning rate grows."
+    rates: list         # of the head, one a step
+    losses: list        # of the batches
+    smooth: list        # the same, smoothed
+
+    @property
+    def suggestion(self):
+        "A tenth of the rate at which the smoothed loss was lowest: below it, with room for the steps to come."
+        return self.rates[int(np.argmin(self.smooth))] / 10
+
+    def __repr__(self): return f'try a rate of {self.suggestion:.1g}: the smoothed loss was lowest, {min(self.smooth):.2f}, at ten times that'
+
+    def plot(self):
+        "Draw the loss by rate, with the suggestion. Returns a matplotlib Figure."
+        fig, ax = plt.subplots(figsize=(6, 2.6), layout='constrained')
+        c = OKABE_ITO
+        ax.plot(self.rates, self.losses, '.', color=c['sky'], label='batch'); ax.plot(self.rates, self.smooth, color=c['blue'], label='smoothed')
+        ax.axvline(self.suggestion, color=c['vermilion'], linestyle='--', label='suggestion')
+        ax.set(title='Learning-rate range test', xscale='log', xlabel='learning rate of the head (a step)', ylabel='cross-entropy (nats)',
+               ylim=(0, 2.5 * max(self.smooth[0], min(self.smooth)))); ax.legend(frameon=False)
+        return fig
+
+# %% ../nbs/07_fine_tuning.ipynb #17d513f2
+def learning_rate_range(
+    model,         # StagedModel; a copy of it is trained
+    task,          # Task; only task.train is looked at
+    plan,          # Plan: batch, smoothing, clipping and all else are taken from it
+    phase=-1,      # which of its phases: a number
+    low=1e-5, high=1., # rates of the head in the first and in the last step
+    steps=60,      # how many
+    seed=0,        # order of the examples, augmentation, dropout
+    device=None,   # 'cpu', 'cuda', …; None takes what is there
+):                 # RateRange
+    """Raise the learning rate from step to step and record the loss (Smith 2017, section 3.3).
+
+    Stops where the smoothed loss is four times its lowest or no number. Raises ValueError for rates or steps that make no range."""
+    if not 0 < low < high or steps < 10: raise ValueError(f'A range test needs 0 < low < high and 10 or more steps, but got {low}, {high} and {steps}.')
+    phase, model, device, generator = plan.phases[phase], copy.deepcopy(model), device or best_device(), torch.Generator().manual_seed(seed)
+    model.to(device, memory_format=torch.channels_last)
+    result, mean, rows = RateRange([], [], []), 0., iter(())
+    with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan):
+        torch.manual_seed(seed)
+        start, inputs, labels, opt = _prepare(model, task, plan, phase, device)
+        model.train()
+        for i in range(steps):
+            batch = next(rows, None)
+            if batch is None: batch = next(rows := iter(torch.randperm(len(labels), generator=generator).tensor_split(max(1, len(labels) // plan.batch))))
+            rate = low * (high / low) ** (i / (steps - 1))
+            for group in opt.param_groups: group['lr'] = group['peak'] / phase.lr * rate
+            try: loss = _step(model, *_draw(model, inputs, labels, batch, plan, phase, start, generator), opt, plan, start, device)
+            except TrainingError:
+                if not result.rates: raise
+                break
+            mean = .8 * mean + .2 * loss
+            result.rates.append(rate); result.losses.append(loss); result.smooth.append(mean / (1 - .8 ** (i + 1)))
+            if result.smooth[-1] > 4 * min(result.smooth): break
+    return result
