@@ -92,7 +92,7 @@ def results_table(
 def photo_plans():
     "List the three plans for 200 photographs of 128 pixels."
     from transfer_course.training import feature_extraction, fine_tuning, from_scratch
-    return [from_scratch(30), feature_extraction(), fine_tuning(25)]
+    return [from_scratch(80, mixup=.4), feature_extraction(), fine_tuning(80, mixup=.4)]
 
 # %% ../../nbs/backstage/measurements.ipynb #47ae740d
 def measure_drawn(seeds=5):
