@@ -419,6 +419,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'transfer_course/backstage/evidence.py'),
                                                     'transfer_course.backstage.evidence.call': ( 'backstage/evidence.html#call',
                                                                                                  'transfer_course/backstage/evidence.py'),
+                                                    'transfer_course.backstage.evidence.copy_of': ( 'backstage/evidence.html#copy_of',
+                                                                                                    'transfer_course/backstage/evidence.py'),
                                                     'transfer_course.backstage.evidence.costs_of': ( 'backstage/evidence.html#costs_of',
                                                                                                      'transfer_course/backstage/evidence.py'),
                                                     'transfer_course.backstage.evidence.dropout_of': ( 'backstage/evidence.html#dropout_of',

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['modes_of', 'statistics_of', 'dropout_of', 'example_of', 'call', 'Counter', 'costs_of', 'few', 'sides_of', 'restless',
            'rates_of', 'accuse', 'share', 'mode_word', 'state_word', 'report_row', 'report_table', 'report_figure',
-           'tensors_of', 'moved_in', 'watched', 'verdict']
+           'copy_of', 'tensors_of', 'moved_in', 'watched', 'verdict']
 
-# %% ../../nbs/backstage/evidence.ipynb #57649ff5
+# %% ../../nbs/backstage/evidence.ipynb #c8737486
+import copy
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..backbones import StagedModel
 
-# %% ../../nbs/backstage/evidence.ipynb #794411e5
+# %% ../../nbs/backstage/evidence.ipynb #2cc73bdf
 def modes_of(
     model, # nn.Module
 ):         # two dicts {module: in training mode?}: now, and as the next `train()` leaves it
@@ -30,7 +32,7 @@ def modes_of(
     for m, mode in now.items(): m.training = mode
     return now, later
 
-# %% ../../nbs/backstage/evidence.ipynb #af13ac9f
+# %% ../../nbs/backstage/evidence.ipynb #72a2ed40
 def statistics_of(
     m,        # any module
     training, # in training mode?
@@ -45,7 +47,7 @@ def statistics_of(
     source = ('own of each example' if alone else 'batch') if own else 'running'
     return source if own and alone and not moving else f'{source}, {"moving" if moving else "still"}'
 
-# %% ../../nbs/backstage/evidence.ipynb #f939f129
+# %% ../../nbs/backstage/evidence.ipynb #03257ff1
 def dropout_of(
     m,        # any module
     training, # in training mode?
@@ -57,7 +59,7 @@ def dropout_of(
     else: return ''
     return 'on' if training and rate else 'off'
 
-# %% ../../nbs/backstage/evidence.ipynb #77feabc3
+# %% ../../nbs/backstage/evidence.ipynb #9ebe65b1
 def example_of(
     model, # nn.Module
 ):         # what its first stage takes
@@ -81,7 +83,7 @@ def call(
     if isinstance(model, StagedModel) or not isinstance(x, (dict, tuple)): return model(x)
     return model(**x) if isinstance(x, dict) else model(*x)
 
-# %% ../../nbs/backstage/evidence.ipynb #c87ad800
+# %% ../../nbs/backstage/evidence.ipynb #4b1facdb
 class Counter(TorchDispatchMode):
     "Counts the multiply-adds of matrix products and convolutions while it is entered."
     total = 0
@@ -122,7 +124,7 @@ def costs_of(
         for h in hooks: h.remove()
     return own, inputs
 
-# %% ../../nbs/backstage/evidence.ipynb #268922c0
+# %% ../../nbs/backstage/evidence.ipynb #5e7f2db5
 def few(
     names, # list of str
 ):         # str
@@ -147,7 +149,7 @@ def sides_of(
     cut = next((i for i, n in enumerate(names) if flags[n] and n not in meant), names.index(head))
     return meant | {n for n in names[:cut] if not flags[n]}, shared, head
 
-# %% ../../nbs/backstage/evidence.ipynb #f80a398b
+# %% ../../nbs/backstage/evidence.ipynb #f7e5a685
 def _draws(stage, later, freed, args, kwargs):
     "Does a stage answer the same input differently in training? Its modes and buffers are put back."
     if not any(later[m] for m in stage.modules()) or any(m in freed for m in stage.modules()): return False
@@ -158,13 +160,13 @@ def _draws(stage, later, freed, args, kwargs):
             for seed in range(2):
                 torch.manual_seed(seed)
                 copied, named = _copied((args, kwargs))
-                outs.append(stage(*copied, **named))
+                outs.append([t.double() for t in tree_leaves(stage(*copied, **named)) if torch.is_tensor(t)])
+        return not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(*outs))
     except Exception: return False                              # one example is too few for it in training mode
     finally:
         for m, mode in modes.items(): m.training = mode
         with torch.no_grad():
             for b, old in buffers: b.copy_(old)
-    return any(torch.is_tensor(a) and not torch.equal(a, b) for a, b in zip(*map(tree_leaves, outs)))
 
 def restless(
     stage,        # module
@@ -192,7 +194,7 @@ def restless(
         clauses.append('in training it gives two different outputs for the same input: something in it draws at random')
     return clauses
 
-# %% ../../nbs/backstage/evidence.ipynb #f8f21a48
+# %% ../../nbs/backstage/evidence.ipynb #6693f18d
 def rates_of(
     optimizer, # torch optimizer, list of parameter groups, or None
 ):             # {id of a parameter: its learning rate}, or None
@@ -215,8 +217,8 @@ def accuse(
     (meant, shared, head), found = sides, []
     for name, stage in stages.items():
         part = '' if name in meant else 'partly '
-        found += [f'Stage {name!r} is {part}frozen, but {why}; freeze_until(model, …) freezes it for good.'
-                  for why in restless(stage, now, later, freed, (inputs or {}).get(stage), name in meant)]
+        if not name == head in meant: found += [f'Stage {name!r} is {part}frozen, but {why}; freeze_until(model, …) freezes it for good.'
+            for why in restless(stage, now, later, freed, (inputs or {}).get(stage), name in meant)]
         if rates is None: continue
         params = list(stage.named_parameters())
         if held := [n for n, p in params if not p.requires_grad and id(p) in rates]:
@@ -239,7 +241,7 @@ def _half(home, meant):
     return (f'A shared parameter is half frozen: {".".join(below[0])!r} is also {".".join(above[0])!r}, so {effect}; '
             'give one side a copy of its own, or put both on one side of the cut.')
 
-# %% ../../nbs/backstage/evidence.ipynb #1532fd68
+# %% ../../nbs/backstage/evidence.ipynb #8fc51284
 def share(
     part, whole, # two counts
 ):               # 'all', 'some', 'none', or None where there is nothing to count
@@ -271,7 +273,8 @@ def report_row(
     "Gather all facts on one stage or module."
     params, within = list(m.parameters()), list(m.modules())
     held = [rates[id(p)] for p in params if id(p) in rates] if rates is not None else []
-    noisy = any(w in freed and later[w] for w in within) or any(restless(m, later, later, (), inputs.get(m)))
+    still = not any(p.requires_grad for p in params)
+    noisy = still and (any(w in freed and later[w] for w in within) or any(restless(m, later, later, (), inputs.get(m))))
     cost = [None, None] if own is None else [int(sum(own.get(w, (0, 0))[k] for w in within)) for k in (0, 1)]
     return dict(stage=name, module=path, kind=type(m).__name__, state=state_word(params, meant, not noisy),
         parameters=sum(p.numel() for p in params), trainable=sum(p.numel() for p in params if p.requires_grad),
@@ -282,7 +285,7 @@ def report_row(
 
 def _join(words): return '; '.join(dict.fromkeys(w for w in words if w))
 
-# %% ../../nbs/backstage/evidence.ipynb #4b8b302a
+# %% ../../nbs/backstage/evidence.ipynb #07bbe304
 def report_table(
     rows,     # what `report_row` gave
     leave=(), # columns to leave out
@@ -322,7 +325,18 @@ def report_figure(
     axes[0, 0].set(yticks=at, yticklabels=labels, ylabel='stage, input on top', ylim=(len(rows) - .5, -.5))
     return fig
 
-# %% ../../nbs/backstage/evidence.ipynb #6cdca87d
+# %% ../../nbs/backstage/evidence.ipynb #0e5786e6
+def copy_of(
+    model, # nn.Module
+):         # a copy in which parameters share memory where they did
+    "Copy a network. `deepcopy` alone parts two parameters that are views of the same memory, and would hide what training one does to the other."
+    other, first = copy.deepcopy(model), {}
+    for p, q in sorted(zip(model.parameters(), other.parameters()), key=lambda pair: -pair[0].numel()):
+        twin = first.setdefault(p.data_ptr() or id(p), q)
+        if twin is not q and twin.dtype == q.dtype: q.data = twin.data.as_strided(p.shape, p.stride())
+    return other
+
+# %% ../../nbs/backstage/evidence.ipynb #5353a122
 def tensors_of(
     stage, # module
 ):         # dict(parameters={name: tensor}, buffers={name: tensor})
@@ -354,7 +368,7 @@ def verdict(
     row,   # facts on one stage
     stage, # module
     modes, # {module: was it in training mode when it ran?}
-    first, # name of the first tensor of each kind that moved
+    names, # of the tensors of each kind that moved, as `few` gives them
 ):         # str
     "Judge by the facts whether a stage did what was promised: 'frozen', 'trains', 'nothing to train', or what went wrong."
     def faults(pairs): return '; '.join(words for words, bad in pairs if bad)
@@ -365,7 +379,7 @@ def verdict(
         return f'does not train as promised: {why}' if why else 'trains'
     norms = [n or 'itself' for n, m in stage.named_modules() if statistics_of(m, modes.get(m, False)).startswith('batch')]
     drops = [n or 'itself' for n, m in stage.named_modules() if dropout_of(m, modes.get(m, False)) == 'on']
-    why = faults([(f'{row[k + "_moved"]} of {row[k]} {k} moved (first: {first[k]})', row[k + '_moved']) for k in ('parameters', 'buffers')] + [
+    why = faults([(f'{row[k + "_moved"]} of {row[k]} {k} moved ({names[k]})', row[k + '_moved']) for k in ('parameters', 'buffers')] + [
         (f'{row["gradient"]} of its parameters take a gradient', row['gradient'] not in (None, 'none')),
         (f'an optimizer holds {row["in_optimizer"]} of its parameters', row['in_optimizer'] not in (None, 'none')),
         (f'batch statistics ({few(norms)})', norms), (f'dropout on ({few(drops)})', drops)])
