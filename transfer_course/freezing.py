@@ -6,7 +6,7 @@
 __all__ = ['stages_of', 'stage_index', 'is_frozen', 'freeze_until', 'thaw', 'cut_of', 'learning_rates', 'FreezeReport',
            'FreezeProof', 'freeze_proof']
 
-# %% ../nbs/04_frozen_layers.ipynb #afd65883
+# %% ../nbs/04_frozen_layers.ipynb #65c1c627
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -19,7 +19,7 @@ from .backbones import StagedModel
 from .backstage.evidence import accuse, call, copy_of, costs_of, example_of, few, mode_word, modes_of, moved_in, rates_of
 from .backstage.evidence import report_figure, report_row, report_table, share, sides_of, tensors_of, verdict, watched
 
-# %% ../nbs/04_frozen_layers.ipynb #4e1dff60
+# %% ../nbs/04_frozen_layers.ipynb #ff52cca7
 def stages_of(
     model: nn.Module,  # a StagedModel, or any network whose children are its stages
 ):                     # dict: name of the stage -> module, input first
@@ -30,7 +30,7 @@ def stages_of(
     if loose: raise ValueError(f'The parameter {loose[0]!r} belongs to no stage; wrap it in a child module, so that it can be frozen.')
     return stages
 
-# %% ../nbs/04_frozen_layers.ipynb #a4a98f79
+# %% ../nbs/04_frozen_layers.ipynb #6abd4e50
 def stage_index(
     model: nn.Module, # network with stages
     stage,            # name of a stage, a number (negative counts from the head), or None for the first stage
@@ -42,7 +42,7 @@ def stage_index(
     if stage in names: return names.index(stage)
     raise ValueError(f'There is no stage {stage!r}; the stages are {", ".join(names)}.')
 
-# %% ../nbs/04_frozen_layers.ipynb #41ad5de7
+# %% ../nbs/04_frozen_layers.ipynb #9edeceb2
 _NORMS, _POLICIES = nn.modules.batchnorm._NormBase, ('frozen', 'statistics', 'trainable') # the class of all BatchNorms and InstanceNorms
 
 def _norms(module): return [m for m in module.modules() if isinstance(m, _NORMS)]
@@ -81,7 +81,7 @@ def _thaw(module, mode):
     for m in module.modules(): m.__dict__.pop('train', None)
     module.train(mode)
 
-# %% ../nbs/04_frozen_layers.ipynb #e34fdbe9
+# %% ../nbs/04_frozen_layers.ipynb #0e557abe
 def is_frozen(
     module: nn.Module, # a stage, or any part of one
 ):                     # bool
@@ -89,7 +89,7 @@ def is_frozen(
     held = all('train' in m.__dict__ and not m.training and not _set_free(m) for m in module.modules())
     return held and not any(p.requires_grad for p in module.parameters())
 
-# %% ../nbs/04_frozen_layers.ipynb #dd7d94f6
+# %% ../nbs/04_frozen_layers.ipynb #244b1c44
 def freeze_until(
     model: nn.Module, # network with stages
     stage='head',     # first stage that trains: a name, a number (-1 is the head), None for all
@@ -111,7 +111,7 @@ def freeze_until(
     for module in stages[:cut]: _freeze(module, batchnorm, model.training) # last, so that a weight shared by both sides is frozen
     return model
 
-# %% ../nbs/04_frozen_layers.ipynb #5a201bf1
+# %% ../nbs/04_frozen_layers.ipynb #f81f38ea
 def thaw(
     model: nn.Module, # network with stages
     stage=None,       # thaw this stage and those above it; None thaws all
@@ -120,14 +120,14 @@ def thaw(
     for module in list(stages_of(model).values())[stage_index(model, stage):]: _thaw(module, model.training)
     return model
 
-# %% ../nbs/04_frozen_layers.ipynb #c430360a
+# %% ../nbs/04_frozen_layers.ipynb #e874d41d
 def cut_of(
     model: nn.Module, # network with stages
 ):                    # name of the lowest stage that trains, or None where all are frozen
     "Name the cut: the lowest stage that is not frozen."
     return next((n for n, m in stages_of(model).items() if not is_frozen(m)), None)
 
-# %% ../nbs/04_frozen_layers.ipynb #330f7a7c
+# %% ../nbs/04_frozen_layers.ipynb #c213c398
 def learning_rates(
     model: nn.Module,   # network with stages, frozen as wanted
     lr: float,          # learning rate of the head, a step
@@ -143,7 +143,7 @@ def learning_rates(
             if params: groups.append(dict(params=params, lr=lr * decay**depth, weight_decay=wd, stage=name))
     return groups[::-1]
 
-# %% ../nbs/04_frozen_layers.ipynb #a22b58b5
+# %% ../nbs/04_frozen_layers.ipynb #3a2d1ae7
 class FreezeReport:
     """What is frozen in a network, stage by stage and module by module, and where that contradicts itself.
 
@@ -192,7 +192,7 @@ class FreezeReport:
         more = f'<details><summary>{len(parts)} modules within</summary>{report_table(parts).to_html(index=False)}</details>' if parts else ''
         return report_table(self.stages, ('module', 'kind')).to_html(index=False) + words + more
 
-# %% ../nbs/04_frozen_layers.ipynb #9ca37824
+# %% ../nbs/04_frozen_layers.ipynb #39cc89f1
 def _one_step(model, task, plan, phase):
     "Freeze by plan and take one step of AdamW on the first examples of the training split."
     freeze_until(model, phase.start, getattr(plan, 'statistics', 'adapt')).train()
@@ -217,7 +217,7 @@ def _try_phase(model, task, plan, phase, number, step):
         row['verdict'] = verdict(row, stage, modes, {k: few(v) for k, v in moved.items()})
         yield row | dict(ok=row['verdict'] in ('frozen', 'trains', 'nothing to train'))
 
-# %% ../nbs/04_frozen_layers.ipynb #d3b2bd28
+# %% ../nbs/04_frozen_layers.ipynb #7728933c
 @dataclass(repr=False)
 class FreezeProof:
     "What one real training step did to each stage, phase by phase."
@@ -245,7 +245,7 @@ class FreezeProof:
         import pandas as pd
         with pd.option_context('display.max_colwidth', None): return f'{self._table().to_html(index=False)}<p>{escape(self._closing())}</p>'
 
-# %% ../nbs/04_frozen_layers.ipynb #21526707
+# %% ../nbs/04_frozen_layers.ipynb #a39d20ce
 def freeze_proof(
     model: nn.Module, # network with stages; the steps are taken on a copy, and it is left as it was
     task,             # Task: its first training examples are used

@@ -7,7 +7,7 @@ __all__ = ['modes_of', 'statistics_of', 'dropout_of', 'example_of', 'call', 'Cou
            'rates_of', 'accuse', 'share', 'mode_word', 'state_word', 'report_row', 'report_table', 'report_figure',
            'copy_of', 'tensors_of', 'moved_in', 'watched', 'verdict']
 
-# %% ../../nbs/backstage/evidence.ipynb #c8737486
+# %% ../../nbs/backstage/evidence.ipynb #3106d576
 import copy
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..backbones import StagedModel
 
-# %% ../../nbs/backstage/evidence.ipynb #2cc73bdf
+# %% ../../nbs/backstage/evidence.ipynb #d8a5aa62
 def modes_of(
     model, # nn.Module
 ):         # two dicts {module: in training mode?}: now, and as the next `train()` leaves it
@@ -32,7 +32,7 @@ def modes_of(
     for m, mode in now.items(): m.training = mode
     return now, later
 
-# %% ../../nbs/backstage/evidence.ipynb #72a2ed40
+# %% ../../nbs/backstage/evidence.ipynb #05091848
 def statistics_of(
     m,        # any module
     training, # in training mode?
@@ -47,7 +47,7 @@ def statistics_of(
     source = ('own of each example' if alone else 'batch') if own else 'running'
     return source if own and alone and not moving else f'{source}, {"moving" if moving else "still"}'
 
-# %% ../../nbs/backstage/evidence.ipynb #03257ff1
+# %% ../../nbs/backstage/evidence.ipynb #13270c88
 def dropout_of(
     m,        # any module
     training, # in training mode?
@@ -59,7 +59,7 @@ def dropout_of(
     else: return ''
     return 'on' if training and rate else 'off'
 
-# %% ../../nbs/backstage/evidence.ipynb #9ebe65b1
+# %% ../../nbs/backstage/evidence.ipynb #f4ad61e7
 def example_of(
     model, # nn.Module
 ):         # what its first stage takes
@@ -83,7 +83,7 @@ def call(
     if isinstance(model, StagedModel) or not isinstance(x, (dict, tuple)): return model(x)
     return model(**x) if isinstance(x, dict) else model(*x)
 
-# %% ../../nbs/backstage/evidence.ipynb #4b1facdb
+# %% ../../nbs/backstage/evidence.ipynb #400a57c0
 class Counter(TorchDispatchMode):
     "Counts the multiply-adds of matrix products and convolutions while it is entered."
     total = 0
@@ -124,7 +124,7 @@ def costs_of(
         for h in hooks: h.remove()
     return own, inputs
 
-# %% ../../nbs/backstage/evidence.ipynb #5e7f2db5
+# %% ../../nbs/backstage/evidence.ipynb #4cec526f
 def few(
     names, # list of str
 ):         # str
@@ -149,7 +149,7 @@ def sides_of(
     cut = next((i for i, n in enumerate(names) if flags[n] and n not in meant), names.index(head))
     return meant | {n for n in names[:cut] if not flags[n]}, shared, head
 
-# %% ../../nbs/backstage/evidence.ipynb #f7e5a685
+# %% ../../nbs/backstage/evidence.ipynb #924c8e5c
 def _draws(stage, later, freed, args, kwargs):
     "Does a stage answer the same input differently in training? Its modes and buffers are put back."
     if not any(later[m] for m in stage.modules()) or any(m in freed for m in stage.modules()): return False
@@ -194,7 +194,7 @@ def restless(
         clauses.append('in training it gives two different outputs for the same input: something in it draws at random')
     return clauses
 
-# %% ../../nbs/backstage/evidence.ipynb #6693f18d
+# %% ../../nbs/backstage/evidence.ipynb #2a4c2dea
 def rates_of(
     optimizer, # torch optimizer, list of parameter groups, or None
 ):             # {id of a parameter: its learning rate}, or None
@@ -241,7 +241,7 @@ def _half(home, meant):
     return (f'A shared parameter is half frozen: {".".join(below[0])!r} is also {".".join(above[0])!r}, so {effect}; '
             'give one side a copy of its own, or put both on one side of the cut.')
 
-# %% ../../nbs/backstage/evidence.ipynb #8fc51284
+# %% ../../nbs/backstage/evidence.ipynb #289c1f12
 def share(
     part, whole, # two counts
 ):               # 'all', 'some', 'none', or None where there is nothing to count
@@ -285,7 +285,7 @@ def report_row(
 
 def _join(words): return '; '.join(dict.fromkeys(w for w in words if w))
 
-# %% ../../nbs/backstage/evidence.ipynb #07bbe304
+# %% ../../nbs/backstage/evidence.ipynb #7d9d2184
 def report_table(
     rows,     # what `report_row` gave
     leave=(), # columns to leave out
@@ -325,7 +325,7 @@ def report_figure(
     axes[0, 0].set(yticks=at, yticklabels=labels, ylabel='stage, input on top', ylim=(len(rows) - .5, -.5))
     return fig
 
-# %% ../../nbs/backstage/evidence.ipynb #0e5786e6
+# %% ../../nbs/backstage/evidence.ipynb #01a16cd5
 def copy_of(
     model, # nn.Module
 ):         # a copy in which parameters share memory where they did
@@ -336,7 +336,7 @@ def copy_of(
         if twin is not q and twin.dtype == q.dtype: q.data = twin.data.as_strided(p.shape, p.stride())
     return other
 
-# %% ../../nbs/backstage/evidence.ipynb #5353a122
+# %% ../../nbs/backstage/evidence.ipynb #9b677d13
 def tensors_of(
     stage, # module
 ):         # dict(parameters={name: tensor}, buffers={name: tensor})
