@@ -433,6 +433,15 @@ def test_frozen_is_bit_identical_and_alone(name):
         assert torch.allclose(below(x)[:2], below(mates)[:2], atol=1e-5), 'the rest of the batch makes no difference'
 
 
+@pytest.mark.parametrize('make, task', [*NETS, (text_net, texts)])
+def test_gradients_and_momentum_from_before_move_nothing(make, task):
+    net = make(); opt = everything(net)
+    net.train(); one_batch(net, task()).backward(); opt.step()
+    freeze_until(net, 'head'); before = [state(m) for m in body(net)]
+    for _ in range(2): opt.step()
+    assert all(same(a, state(m)) for a, m in zip(before, body(net))) and all(p.grad is None for m in body(net) for p in m.parameters())
+
+
 # ---- policies for BatchNorm ----
 
 def norms(m): return [n for n in m.modules() if isinstance(n, nn.BatchNorm2d)]
