@@ -6,7 +6,7 @@
 __all__ = ['Phase', 'Plan', 'from_scratch', 'feature_extraction', 'fine_tuning', 'gradual_unfreezing', 'schedule', 'augment',
            'mixup', 'History', 'TrainingError', 'fit', 'RateRange', 'learning_rate_range']
 
-# %% ../nbs/07_fine_tuning.ipynb #c3753bbe
+# %% ../nbs/07_fine_tuning.ipynb #bf43f1df
 import copy
 import hashlib
 import json
@@ -33,7 +33,7 @@ from .backstage.plots import OKABE_ITO
 from .features import autocast, best_device, run
 from .freezing import freeze_until, learning_rates, stage_index
 
-# %% ../nbs/07_fine_tuning.ipynb #96f7df9f
+# %% ../nbs/07_fine_tuning.ipynb #51236784
 @dataclass
 class Phase:
     "One stretch of training: how long, from which stage on, how fast."
@@ -43,7 +43,7 @@ class Phase:
     decay: float = 1.   # each stage learns at `decay` times the rate of the stage above
     augment: bool = True # new random crops and mirror images in every epoch?
 
-# %% ../nbs/07_fine_tuning.ipynb #b0b7e224
+# %% ../nbs/07_fine_tuning.ipynb #bd7cb08f
 def _share(v): return isinstance(v, (int, float)) and 0 <= v < 1
 
 _OPTIONS = dict(schedule=("'cosine' or 'one-cycle'", lambda v: v in ('cosine', 'one-cycle')), dropout=('a share from 0 to below 1', _share),
@@ -85,23 +85,23 @@ class Plan:
         more = ''.join(f', {f.name} {getattr(self, f.name)}' for f in fields(self) if f.name in _OPTIONS and getattr(self, f.name) != f.default)
         return f'{self.name}: {"; then ".join(parts)}' + kept + more + ('' if self.pretrained else ', from random weights')
 
-# %% ../nbs/07_fine_tuning.ipynb #a93ccaff
+# %% ../nbs/07_fine_tuning.ipynb #db8ddd89
 def from_scratch(epochs=20, lr=1e-3, **options):
     "Train everything from random weights: the baseline of every claim. `options` are fields of `Plan`."
     return Plan('from scratch', [Phase(epochs, None, lr)], pretrained=False, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #d1151f86
+# %% ../nbs/07_fine_tuning.ipynb #1fb1b483
 def feature_extraction(epochs=40, lr=3e-3, augment=False, **options):
     "Train the head alone; without augmentation the frozen part is computed once. `options` are fields of `Plan`."
     return Plan('feature extraction', [Phase(epochs, -1, lr, augment=augment)], **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #143b9942
+# %% ../nbs/07_fine_tuning.ipynb #9dbc169a
 def fine_tuning(epochs=15, lr=1e-3, decay=.7, start=None, head_epochs=5, statistics='keep', **options):
     "Train the head first, so that its random start wrecks nothing, then all from `start` up, slower towards the input."
     first = [Phase(head_epochs, -1, 1e-2, augment=False)] if head_epochs else []
     return Plan('fine-tuning', first + [Phase(epochs, start, lr, decay)], statistics=statistics, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #a23fc8f7
+# %% ../nbs/07_fine_tuning.ipynb #d46a3873
 def gradual_unfreezing(epochs=5, stages=4, lr=1e-3, decay=.7, last=10, statistics='keep', **options):
     """Thaw one stage more in each phase, from the head downwards, then train all for `last` epochs.
 
@@ -109,7 +109,7 @@ def gradual_unfreezing(epochs=5, stages=4, lr=1e-3, decay=.7, last=10, statistic
     phases = [Phase(epochs, -1, 1e-2, augment=False)] + [Phase(epochs, -1 - i, lr, decay) for i in range(1, stages)]
     return Plan('gradual unfreezing', phases + [Phase(last, None, lr, decay)], statistics=statistics, **options)
 
-# %% ../nbs/07_fine_tuning.ipynb #2c68a347
+# %% ../nbs/07_fine_tuning.ipynb #fe23b61b
 def schedule(
     step: int,     # steps done
     steps: int,    # steps in all
@@ -124,7 +124,7 @@ def schedule(
     if step < rise: return (step + 1) / rise
     return .5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
-# %% ../nbs/07_fine_tuning.ipynb #c2ffa1fb
+# %% ../nbs/07_fine_tuning.ipynb #55b60d7b
 def augment(
     x: torch.Tensor, # [n, channels, h, w]
     generator=None,  # source of randomness, on the CPU
@@ -142,7 +142,7 @@ def augment(
     out = F.grid_sample(x, grid, mode='bilinear', padding_mode='reflection', align_corners=False)
     return out.contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/07_fine_tuning.ipynb #4ef4368b
+# %% ../nbs/07_fine_tuning.ipynb #65a2e1f5
 def mixup(
     x: torch.Tensor, # [n, …]: pictures, or features
     y: torch.Tensor, # int64 [n]: labels
@@ -155,7 +155,7 @@ def mixup(
     other, y = torch.randperm(len(x), generator=generator), F.one_hot(y, classes).float()
     return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
 
-# %% ../nbs/07_fine_tuning.ipynb #7fbd3212
+# %% ../nbs/07_fine_tuning.ipynb #dab86873
 def _replace(path, write, keep=None):
     "Let `write` make a file beside `path`; when it is whole and on the disk, put it in the place of `path`, and the old one at `keep`."
     part = path.with_name(path.name + '.part')
@@ -231,7 +231,7 @@ class History:
         lines += [f'Ended early: {self.stopped}.'] if self.stopped else []
         return self.table.round(4).to_html(index=False) + ''.join(f'<p>{escape(x)}</p>' for x in lines)
 
-# %% ../nbs/07_fine_tuning.ipynb #697f5188
+# %% ../nbs/07_fine_tuning.ipynb #12c5358e
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what to do."
 
@@ -246,7 +246,7 @@ def _once(model, plan, phase):
     if plan.cache is False: return False, 'nothing computed once, since the plan says cache=False'
     return True, f'features computed once: {epochs} would have run the frozen part {phase.epochs} time{"s" * (phase.epochs != 1)}'
 
-# %% ../nbs/07_fine_tuning.ipynb #8ad0a52f
+# %% ../nbs/07_fine_tuning.ipynb #1aeaffe1
 def _prepare(model, task, plan, phase, device):
     "Freeze, compute once what can be, and only then build the optimizer: now it is known what trains."
     freeze_until(model, phase.start, plan.statistics)
@@ -279,7 +279,7 @@ def _step(model, x, y, opt, plan, start, device):
     opt.step()
     return loss.item()
 
-# %% ../nbs/07_fine_tuning.ipynb #842aa066
+# %% ../nbs/07_fine_tuning.ipynb #17732422
 class _State:
     "Where a fit stands between two epochs: all that a killed run needs to end with the same bits."
     def __init__(self, model, plan, seed, device):
@@ -346,7 +346,7 @@ class _State:
         elif self.average: self.put(self.average)
         self.phase, self.epoch, self.waited, self.average = self.phase + 1, 0, 0, {} if self.phase + 1 < n else self.average
 
-# %% ../nbs/07_fine_tuning.ipynb #b448836c
+# %% ../nbs/07_fine_tuning.ipynb #f01faea4
 def _digest(tensors, *texts):
     "SHA-256 of tensors with their names and shapes, and of texts."
     h = hashlib.sha256('\0'.join(texts).encode())
@@ -417,7 +417,7 @@ class _Checkpoint:
     def remove(self):
         for path in (self.path, self.previous, self.path.with_name(self.path.name + '.part')): path.unlink(missing_ok=True)
 
-# %% ../nbs/07_fine_tuning.ipynb #ee393053
+# %% ../nbs/07_fine_tuning.ipynb #04d09160
 def _phase(state, task, device, bar):
     "Train the phase at which `state` stands; yields a row of the history after each epoch."
     model, plan, history, phase = state.model, state.plan, state.history, state.plan.phases[state.phase]
@@ -446,7 +446,7 @@ def _phase(state, task, device, bar):
         yield dict(phase=state.phase + 1, cut=cut, train_loss=total / len(labels), valid_loss=loss, valid_accuracy=hits, lr=rates[model.names[-1]],
                    seconds=time.perf_counter() - began, rates=rates)
 
-# %% ../nbs/07_fine_tuning.ipynb #e3d8e296
+# %% ../nbs/07_fine_tuning.ipynb #163f2a30
 @contextmanager
 def _dropout(model, share):
     "For the time of a fit, let the head drop `share` of its features; the names of its weights stay."
@@ -471,7 +471,7 @@ def _advice(plan):
         raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}take smaller pictures, or put the cut higher, '
                             'so that fewer stages train.') from None
 
-# %% ../nbs/07_fine_tuning.ipynb #c692bc9a
+# %% ../nbs/07_fine_tuning.ipynb #102efa13
 def fit(
     model,         # StagedModel; it is changed in place and left in inference mode
     task,          # Task: trains on task.train, looks at task.valid, never at task.test
@@ -511,7 +511,7 @@ def fit(
     state.history.seconds = time.perf_counter() - began
     return state.history
 
-# %% ../nbs/07_fine_tuning.ipynb #1f011dc7
+# %% ../nbs/07_fine_tuning.ipynb #0a7b7d65
 @dataclass
 class RateRange:
     "The loss of a network while its learning rate grows."
@@ -536,7 +536,7 @@ class RateRange:
                ylim=(0, 2.5 * max(self.smooth[0], min(self.smooth)))); ax.legend(frameon=False)
         return fig
 
-# %% ../nbs/07_fine_tuning.ipynb #17d513f2
+# %% ../nbs/07_fine_tuning.ipynb #36efeea5
 def learning_rate_range(
     model,         # StagedModel; a copy of it is trained
     task,          # Task; only task.train is looked at
