@@ -184,6 +184,8 @@ def main(argv=None):
         names = {n for group in CONTESTANTS.values() for n in group}
         strange = [n for n in args.who or [] if n not in names]
         if strange: raise RaceError(f'There is no contestant {strange[0]!r}; there are {", ".join(sorted(names))}.')
+        if not 0 <= args.head_epochs < args.epochs:
+            raise RaceError(f'--head-epochs is {args.head_epochs} of {args.epochs} epochs: leave at least one for the rest of the network.')
         failures = 0 if args.table else race(args)
         if not args.results.is_file(): raise RaceError(f'There are no results in {args.results.name} yet: run the race first.')
         sys.path[:0] = [str(HERE), str(ROOT)]

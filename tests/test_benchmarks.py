@@ -209,7 +209,8 @@ def test_failure_is_told_and_tried_again(tmp_path, monkeypatch, capsys):
     assert race.main(words) == 0
 
 
-@pytest.mark.parametrize('words, says', [([], 'give --data'), (['--table'], 'no results'), (['--who', 'nobody'], "no contestant 'nobody'")])
+@pytest.mark.parametrize('words, says', [([], 'give --data'), (['--table'], 'no results'), (['--who', 'nobody'], "no contestant 'nobody'"),
+                                         (['--epochs', '1'], 'leave at least one')])
 def test_wrong_words_get_a_sentence(words, says, tmp_path, capsys):
     assert race.main([*words, '--results', str(tmp_path/'results.json')]) == 1
     said = capsys.readouterr().err
