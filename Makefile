@@ -1,5 +1,5 @@
 # Every target sets up what it needs: make learn, make test, make lab. `make` alone lists them.
-.PHONY: help learn test lab doctor check sync pretrain clean
+.PHONY: help learn test lab doctor check sync pretrain bench clean
 .DEFAULT_GOAL := help
 
 PY = .venv/bin/python
@@ -14,6 +14,7 @@ help:
 	@echo "make doctor            find out why the course does not run here"
 	@echo "make check, make sync  are notebooks, modules and README in step? bring them in step"
 	@echo "make pretrain DATA=…   pretrain the pocket ResNet on tiny-imagenet-200.zip"
+	@echo "make bench DATA=…      race the course against its peers, on a folder of photographs (hours)"
 	@echo "make clean             remove .venv, pages and build files"
 
 learn:
@@ -39,5 +40,14 @@ pretrain:
 	@$(SETUP) learn
 	@$(COURSE) pretrain $(DATA) $(ARGS)
 
+# The peers live beside the course in an environment of their own, so that they can't disturb the one the lessons run in.
+bench:
+	@VENV=.venv-bench $(SETUP) learn
+	@cmp -s benchmarks/requirements.txt .venv-bench/.peers || { \
+	  echo "Installing the peers into .venv-bench (log: .venv-bench/peers.log)"; \
+	  .venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements.txt >.venv-bench/peers.log 2>&1 \
+	    || { tail -n 15 .venv-bench/peers.log; exit 1; }; cp benchmarks/requirements.txt .venv-bench/.peers; }
+	@.venv-bench/bin/python benchmarks/race.py $(if $(DATA),--data "$(DATA)") $(if $(REVIEWS),--reviews "$(REVIEWS)") $(ARGS)
+
 clean:
-	rm -rf .venv _learn build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench benchmarks/_work _learn build dist *.egg-info .pytest_cache .ruff_cache

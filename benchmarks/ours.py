@@ -1,0 +1,28 @@
+"""The course's own engine: `from_folder`, `load_backbone`, `attach_head`, `fit`.
+
+Variant `augment`: the last stage with new crops and mirror images in every epoch, which leaves nothing to be computed once."""
+from common import Trained, main, plain
+
+from transfer_course.backbones import attach_head, load_backbone
+from transfer_course.tasks import from_folder
+from transfer_course.training import Phase, Plan, feature_extraction, fine_tuning, fit
+
+
+def plan_of(setup):
+    "The plan of a job. Feature extraction runs to convergence on features computed once; the others have equal epochs with the peers."
+    head, rest = setup.head_epochs, setup.epochs - setup.head_epochs
+    if setup.job == 'features': return feature_extraction() if setup.epochs >= 10 else feature_extraction(setup.epochs)
+    if setup.job == 'full': return fine_tuning(rest, head_epochs=head)
+    phases = [Phase(head, -1, 1e-2, augment=False)] if head else []
+    return Plan('last stage', [*phases, Phase(rest, 'layer4', 1e-3, .7, augment='augment' in setup.variant)], statistics='keep')
+
+
+def train(setup):
+    plan = plan_of(setup)
+    task = from_folder(setup.data/'pictures', size=setup.size, seed=setup.seed, verbose=False)
+    model = attach_head(load_backbone('pocket-resnet', verbose=False), task, seed=setup.seed)
+    history = fit(model, task, plan, seed=setup.seed, progress=False)
+    return Trained(plain(model), note=repr(plan), facts=dict(fit_seconds=round(history.seconds, 2)))
+
+
+if __name__ == '__main__': main(train)
