@@ -447,6 +447,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'transfer_course/backstage/feature_files.py'),
                                                          'transfer_course.backstage.feature_files._raw': ( 'backstage/feature_files.html#_raw',
                                                                                                            'transfer_course/backstage/feature_files.py'),
+                                                         'transfer_course.backstage.feature_files._read': ( 'backstage/feature_files.html#_read',
+                                                                                                            'transfer_course/backstage/feature_files.py'),
                                                          'transfer_course.backstage.feature_files._row_form': ( 'backstage/feature_files.html#_row_form',
                                                                                                                 'transfer_course/backstage/feature_files.py'),
                                                          'transfer_course.backstage.feature_files._sha256': ( 'backstage/feature_files.html#_sha256',

@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'FORMAT', 'best_device', 'autocast', 'extract_features', 'run', 'take', 'cost_of_cut', 'caching_pays',
            'feature_key', 'FeatureCache']
 
-# %% ../nbs/06_features_once.ipynb #c9566cca
+# %% ../nbs/06_features_once.ipynb #c7a04323
 import hashlib, json, os, re, time, warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from .backstage.feature_files import NoDisk, InFile, InMemory, count, described,
 from .backstage.feature_files import nbytes, plain, rows_of
 from .freezing import is_frozen, stage_index
 
-# %% ../nbs/06_features_once.ipynb #d820fea5
+# %% ../nbs/06_features_once.ipynb #0901bf9b
 def best_device():
     "Name the accelerator that is there, or the CPU."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -48,7 +48,7 @@ def _inference(model):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/06_features_once.ipynb #fab2f359
+# %% ../nbs/06_features_once.ipynb #b6053a52
 def _prepared(model, x):
     "What a stage takes: pictures and texts are preprocessed, features come in fp32."
     return each(plain, x if is_features(x) else model.preprocess(x))
@@ -92,10 +92,11 @@ def _fill(sink, model, inputs, stop, start, batch, exact, augment, views, seed, 
         with bar, _inference(model):
             for view in range(views or 1):
                 for x in _batches(model, inputs, start, stop, batch, exact, augment, seed, view, bar): sink.put(x)
+        if sink.done != sink.n: raise ValueError(f'The inputs say that they are {sink.n:,} examples and gave {sink.done:,}; mend their length.')
         return sink.close()
     finally: sink.abandon()
 
-# %% ../nbs/06_features_once.ipynb #7de0266f
+# %% ../nbs/06_features_once.ipynb #a84756cc
 def extract_features(
     model,        # StagedModel; it ends in the mode in which it came
     inputs,       # uint8 pictures [n, h, w, 3], a list of n texts, a Split, or features at `start` (a tensor, or a dict of tensors)
@@ -120,7 +121,7 @@ def extract_features(
 
 TOLERANCE = {torch.float32: 0., torch.float16: 2**-11, torch.bfloat16: 2**-8} # greatest relative rounding error of a stored number
 
-# %% ../nbs/06_features_once.ipynb #b8656021
+# %% ../nbs/06_features_once.ipynb #c2df4eb8
 def run(
     model,        # StagedModel
     inputs,       # pictures uint8 [n, h, w, 3] (or texts), or a tensor of features at stage `start`
@@ -132,7 +133,7 @@ def run(
     "Run a network in inference mode, in the order of `inputs`."
     return extract_features(model, inputs, stop, start, batch, exact=exact, progress=False)
 
-# %% ../nbs/06_features_once.ipynb #5d32dffc
+# %% ../nbs/06_features_once.ipynb #18ed70b4
 def take(
     features,     # what `extract_features` or a cache gave
     rows,         # numbers of the examples, a slice or a mask
@@ -142,7 +143,7 @@ def take(
     "Pick a batch of stored features, ready for the stage above the cut."
     return each(lambda t: plain((t if view is None else t[view])[rows].to(device)), features)
 
-# %% ../nbs/06_features_once.ipynb #1b8055d5
+# %% ../nbs/06_features_once.ipynb #ef0c94b8
 def _tally(model, inputs):
     "(stage, multiply-adds, numbers handed on as {torch dtype: how many}) of one example, stage by stage."
     device, rows = next(model.parameters()).device, []
@@ -174,7 +175,7 @@ def cost_of_cut(
     size = (views or 1) * sum(n * (dtype if kind.is_floating_point else kind).itemsize for kind, n in numbers)
     return dict(cut=cut, below=below, above=above, computed=computed, cached=cached, saving=computed / max(1, cached), bytes=size)
 
-# %% ../nbs/06_features_once.ipynb #8dbb91b3
+# %% ../nbs/06_features_once.ipynb #1069e053
 def caching_pays(
     model,      # StagedModel
     inputs,     # the training examples: pictures, texts or a Split
@@ -185,7 +186,7 @@ def caching_pays(
     limit=2 << 30, # most bytes that the features may take
 ):              # (bool, reason in one sentence)
     "Decide whether to compute the part below a cut once: it must save a tenth of the arithmetic or more, and fit."
-    cost, n = cost_of_cut(model, inputs, cut, epochs, views, dtype), len(inputs)
+    cost, n = cost_of_cut(model, inputs, cut, epochs, views, dtype), count(inputs)
     passes = f'{views or 1} view{"s" * ((views or 1) > 1)}'
     cut, size, what = cost['cut'], cost['bytes'] * n, f'{cost["saving"]:.1f} times less arithmetic in {epochs} epoch{"s" * (epochs != 1)}'
     if not cost['below']: return False, f'No arithmetic is done below {cut!r}, so there is nothing to keep.'
@@ -194,7 +195,7 @@ def caching_pays(
     if size > limit: return False, f'Features kept below {cut!r} would take {size / 1e6:,.0f} MB, more than the limit of {limit / 1e6:,.0f} MB.'
     return True, f'Features kept below {cut!r} mean {what} and take {size / 1e6:,.1f} MB.'
 
-# %% ../nbs/06_features_once.ipynb #10492c18
+# %% ../nbs/06_features_once.ipynb #b90a1653
 def _hashed_stages(model, names):
     "SHA-256 of how stages are built and of every parameter and buffer in them."
     digest = hashlib.sha256()
@@ -236,7 +237,7 @@ def feature_key(
         versions=dict(transfer_course=__version__) | {p: _version(p) for p in ('torch', 'torchvision', 'transformers')})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40], facts
 
-# %% ../nbs/06_features_once.ipynb #8696b848
+# %% ../nbs/06_features_once.ipynb #3a11cfd0
 class _TooLarge(Exception):
     "One entry would take more than the whole cache may."
 

@@ -6,7 +6,7 @@
 __all__ = ['rows_of', 'count', 'each', 'plain', 'is_features', 'nbytes', 'InMemory', 'NoDisk', 'load_features', 'InFile',
            'hashed', 'hashed_data', 'described']
 
-# %% ../../nbs/backstage/feature_files.ipynb #6557f0d0
+# %% ../../nbs/backstage/feature_files.ipynb #d7c7e8f2
 import hashlib, json, os, re, secrets, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../../nbs/backstage/feature_files.ipynb #2bd972ef
+# %% ../../nbs/backstage/feature_files.ipynb #821e7be0
 def rows_of(x, i, j):
     "Rows `i` to `j` of pictures, texts, a tensor, or of each tensor in a dict."
     return {k: v[i:j] for k, v in x.items()} if isinstance(x, Mapping) else x[i:j]
@@ -40,7 +40,7 @@ def nbytes(x):
     "Bytes that features take."
     return sum(t.numel() * t.element_size() for t in (x.values() if isinstance(x, Mapping) else [x]))
 
-# %% ../../nbs/backstage/feature_files.ipynb #c7419112
+# %% ../../nbs/backstage/feature_files.ipynb #f3e54442
 def _row_form(t, dtype):
     "A batch as it is stored: on the CPU, floats as `dtype`, channels of maps last. Raises ValueError where fp16 is too small."
     t = t.detach().cpu()
@@ -63,7 +63,7 @@ def _form(kept, many, views):
     if views: kept = {k: t.unflatten(0, (views, -1)) for k, t in kept.items()}
     return kept if many else kept['features']
 
-# %% ../../nbs/backstage/feature_files.ipynb #d54d6454
+# %% ../../nbs/backstage/feature_files.ipynb #02632038
 class InMemory:
     "Takes `n` rows of features batch by batch, and keeps them in memory."
     def __init__(self, n, dtype, views=None, room=None):
@@ -98,7 +98,7 @@ class InMemory:
     def close(self): return _form(self.kept, self.many, self.views)
     def abandon(self): pass
 
-# %% ../../nbs/backstage/feature_files.ipynb #e0a47a61
+# %% ../../nbs/backstage/feature_files.ipynb #6c0b68d6
 _TYPES = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16',
           torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
 _ZEROS = '0' * 64
@@ -120,8 +120,8 @@ def _sync_folder(folder):
         finally: os.close(handle)
 
 def _sha256(head, f):
-    "SHA-256 of a header and of all that follows in the file `f`."
-    digest = hashlib.sha256(head)
+    "SHA-256 of a header, its length, and all that follows in the file `f`."
+    digest = hashlib.sha256(len(head).to_bytes(8, 'little') + head)
     while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
@@ -135,7 +135,7 @@ def _header(shapes, n, info):
     head += b' ' * (-(8 + len(head)) % 64)
     return head, {k: 8 + len(head) + b for k, b in begins.items()}
 
-# %% ../../nbs/backstage/feature_files.ipynb #318e7d27
+# %% ../../nbs/backstage/feature_files.ipynb #e2e44910
 def _mapped(f, head, parts):
     "The tensors of an open safetensors file, memory-mapped; writing to them changes memory alone."
     kinds, raw = {v: k for k, v in _TYPES.items()}, torch.from_numpy(np.memmap(f, np.uint8, 'c', offset=8 + len(head)))
@@ -147,15 +147,20 @@ def load_features(
 ):            # (features, info), or None
     "Read features from a file. None where it is missing, cut short, changed, foreign, or made for another key."
     try:
-        with open(path, 'rb') as f:
-            size = int.from_bytes(f.read(8), 'little')
-            if not 0 < size < 1 << 20: return None
-            head = f.read(size); parts = json.loads(head); info = parts.pop('__metadata__')
-            if _sha256(head.replace(info['sha256'].encode(), _ZEROS.encode()), f) != info['sha256'] or key not in (None, info['key']): return None
-            return _form(_mapped(f, head, parts), info['many'] == 'yes', int(info['views'])), info
+        with open(path, 'rb') as f: return _read(f, key)
+    except OSError: return None
+
+def _read(f, key):
+    "(features, info) of an open file, or None as in `load_features`."
+    try:
+        f.seek(0); size = int.from_bytes(f.read(8), 'little')
+        if not 0 < size < 1 << 20: return None
+        head = f.read(size); parts = json.loads(head); info = parts.pop('__metadata__')
+        if _sha256(head.replace(info['sha256'].encode(), _ZEROS.encode()), f) != info['sha256'] or key not in (None, info['key']): return None
+        return _form(_mapped(f, head, parts), info['many'] == 'yes', int(info['views'])), info
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): return None
 
-# %% ../../nbs/backstage/feature_files.ipynb #554a697a
+# %% ../../nbs/backstage/feature_files.ipynb #aeeef55c
 class InFile(InMemory):
     "Takes rows of features batch by batch, writes them to a file, and puts it in place when it is whole."
     def __init__(self, n, dtype, path, views=None, room=None, **info):
@@ -189,10 +194,12 @@ class InFile(InMemory):
             self.f.flush(); self.f.seek(8 + len(self.head))
             digest = _sha256(self.head, self.f)
             self.f.seek(8); self.f.write(self.head.replace(_ZEROS.encode(), digest.encode()))
-            self.f.flush(); os.fsync(self.f.fileno()); self.f.close()
-            os.replace(self.temps[-1], self.path); _sync_folder(self.path.parent)
+            self.f.flush(); os.fsync(self.f.fileno()); key, posix = self.info.get('key', ''), os.name == 'posix'
+            if posix: found = _read(self.f, key)    # before it has its name, which another program may remove at once
+            self.f.close(); os.replace(self.temps[-1], self.path); _sync_folder(self.path.parent)
+            if not posix: found = load_features(self.path, key)     # Windows renames no file that is in use
         self.abandon()
-        if found := load_features(self.path, self.info.get('key', '')): return found[0]
+        if found: return found[0]
         raise NoDisk(f'Features were written to {str(self.path)!r} and did not come back the same; check the disk or choose another place.')
 
     def abandon(self):
@@ -201,7 +208,7 @@ class InFile(InMemory):
         for temp in self.temps:
             with suppress(OSError): temp.unlink(missing_ok=True)
 
-# %% ../../nbs/backstage/feature_files.ipynb #bca703c3
+# %% ../../nbs/backstage/feature_files.ipynb #0568bec0
 def _raw(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 def hashed(x, digest=None):
@@ -221,7 +228,7 @@ def hashed_data(inputs):
     for i in range(0, count(inputs), 256): digest.update(hashed(rows_of(inputs, i, i + 256)).encode())
     return digest.hexdigest()
 
-# %% ../../nbs/backstage/feature_files.ipynb #f706d465
+# %% ../../nbs/backstage/feature_files.ipynb #9b2d950f
 def described(thing):
     "Class or function, and its settings, in words without addresses in memory."
     name = getattr(thing, '__qualname__', type(thing).__qualname__)
