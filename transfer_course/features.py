@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'FORMAT', 'best_device', 'autocast', 'extract_features', 'run', 'take', 'cost_of_cut', 'caching_pays',
            'feature_key', 'FeatureCache']
 
-# %% ../nbs/06_features_once.ipynb #c7a04323
+# %% ../nbs/06_features_once.ipynb #91414b0b
 import hashlib, json, os, re, time, warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from .backstage.feature_files import NoDisk, InFile, InMemory, count, described,
 from .backstage.feature_files import nbytes, plain, rows_of
 from .freezing import is_frozen, stage_index
 
-# %% ../nbs/06_features_once.ipynb #0901bf9b
+# %% ../nbs/06_features_once.ipynb #faf0b886
 def best_device():
     "Name the accelerator that is there, or the CPU."
     return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -48,7 +48,7 @@ def _inference(model):
     finally:
         for m, mode in modes: m.training = mode
 
-# %% ../nbs/06_features_once.ipynb #b6053a52
+# %% ../nbs/06_features_once.ipynb #b35a0378
 def _prepared(model, x):
     "What a stage takes: pictures and texts are preprocessed, features come in fp32."
     return each(plain, x if is_features(x) else model.preprocess(x))
@@ -96,7 +96,7 @@ def _fill(sink, model, inputs, stop, start, batch, exact, augment, views, seed, 
         return sink.close()
     finally: sink.abandon()
 
-# %% ../nbs/06_features_once.ipynb #a84756cc
+# %% ../nbs/06_features_once.ipynb #ed56ee8a
 def extract_features(
     model,        # StagedModel; it ends in the mode in which it came
     inputs,       # uint8 pictures [n, h, w, 3], a list of n texts, a Split, or features at `start` (a tensor, or a dict of tensors)
@@ -121,7 +121,7 @@ def extract_features(
 
 TOLERANCE = {torch.float32: 0., torch.float16: 2**-11, torch.bfloat16: 2**-8} # greatest relative rounding error of a stored number
 
-# %% ../nbs/06_features_once.ipynb #c2df4eb8
+# %% ../nbs/06_features_once.ipynb #1ccea238
 def run(
     model,        # StagedModel
     inputs,       # pictures uint8 [n, h, w, 3] (or texts), or a tensor of features at stage `start`
@@ -133,7 +133,7 @@ def run(
     "Run a network in inference mode, in the order of `inputs`."
     return extract_features(model, inputs, stop, start, batch, exact=exact, progress=False)
 
-# %% ../nbs/06_features_once.ipynb #18ed70b4
+# %% ../nbs/06_features_once.ipynb #753ef648
 def take(
     features,     # what `extract_features` or a cache gave
     rows,         # numbers of the examples, a slice or a mask
@@ -143,7 +143,7 @@ def take(
     "Pick a batch of stored features, ready for the stage above the cut."
     return each(lambda t: plain((t if view is None else t[view])[rows].to(device)), features)
 
-# %% ../nbs/06_features_once.ipynb #ef0c94b8
+# %% ../nbs/06_features_once.ipynb #bfad1033
 def _tally(model, inputs):
     "(stage, multiply-adds, numbers handed on as {torch dtype: how many}) of one example, stage by stage."
     device, rows = next(model.parameters()).device, []
@@ -175,7 +175,7 @@ def cost_of_cut(
     size = (views or 1) * sum(n * (dtype if kind.is_floating_point else kind).itemsize for kind, n in numbers)
     return dict(cut=cut, below=below, above=above, computed=computed, cached=cached, saving=computed / max(1, cached), bytes=size)
 
-# %% ../nbs/06_features_once.ipynb #1069e053
+# %% ../nbs/06_features_once.ipynb #1b82bfda
 def caching_pays(
     model,      # StagedModel
     inputs,     # the training examples: pictures, texts or a Split
@@ -195,7 +195,7 @@ def caching_pays(
     if size > limit: return False, f'Features kept below {cut!r} would take {size / 1e6:,.0f} MB, more than the limit of {limit / 1e6:,.0f} MB.'
     return True, f'Features kept below {cut!r} mean {what} and take {size / 1e6:,.1f} MB.'
 
-# %% ../nbs/06_features_once.ipynb #b90a1653
+# %% ../nbs/06_features_once.ipynb #cfd68c40
 def _hashed_stages(model, names):
     "SHA-256 of how stages are built and of every parameter and buffer in them."
     digest = hashlib.sha256()
@@ -237,7 +237,7 @@ def feature_key(
         versions=dict(transfer_course=__version__) | {p: _version(p) for p in ('torch', 'torchvision', 'transformers')})
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:40], facts
 
-# %% ../nbs/06_features_once.ipynb #3a11cfd0
+# %% ../nbs/06_features_once.ipynb #5f1c7264
 class _TooLarge(Exception):
     "One entry would take more than the whole cache may."
 

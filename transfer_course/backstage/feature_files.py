@@ -6,7 +6,7 @@
 __all__ = ['rows_of', 'count', 'each', 'plain', 'is_features', 'nbytes', 'InMemory', 'NoDisk', 'load_features', 'InFile',
            'hashed', 'hashed_data', 'described']
 
-# %% ../../nbs/backstage/feature_files.ipynb #d7c7e8f2
+# %% ../../nbs/backstage/feature_files.ipynb #d4a76364
 import hashlib, json, os, re, secrets, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../../nbs/backstage/feature_files.ipynb #821e7be0
+# %% ../../nbs/backstage/feature_files.ipynb #a102999e
 def rows_of(x, i, j):
     "Rows `i` to `j` of pictures, texts, a tensor, or of each tensor in a dict."
     return {k: v[i:j] for k, v in x.items()} if isinstance(x, Mapping) else x[i:j]
@@ -40,7 +40,7 @@ def nbytes(x):
     "Bytes that features take."
     return sum(t.numel() * t.element_size() for t in (x.values() if isinstance(x, Mapping) else [x]))
 
-# %% ../../nbs/backstage/feature_files.ipynb #f3e54442
+# %% ../../nbs/backstage/feature_files.ipynb #a1a75ac1
 def _row_form(t, dtype):
     "A batch as it is stored: on the CPU, floats as `dtype`, channels of maps last. Raises ValueError where fp16 is too small."
     t = t.detach().cpu()
@@ -63,7 +63,7 @@ def _form(kept, many, views):
     if views: kept = {k: t.unflatten(0, (views, -1)) for k, t in kept.items()}
     return kept if many else kept['features']
 
-# %% ../../nbs/backstage/feature_files.ipynb #02632038
+# %% ../../nbs/backstage/feature_files.ipynb #a6b530f9
 class InMemory:
     "Takes `n` rows of features batch by batch, and keeps them in memory."
     def __init__(self, n, dtype, views=None, room=None):
@@ -98,7 +98,7 @@ class InMemory:
     def close(self): return _form(self.kept, self.many, self.views)
     def abandon(self): pass
 
-# %% ../../nbs/backstage/feature_files.ipynb #6c0b68d6
+# %% ../../nbs/backstage/feature_files.ipynb #b2459545
 _TYPES = {torch.float32: 'F32', torch.float16: 'F16', torch.bfloat16: 'BF16', torch.int64: 'I64', torch.int32: 'I32', torch.int16: 'I16',
           torch.int8: 'I8', torch.uint8: 'U8', torch.bool: 'BOOL'}
 _ZEROS = '0' * 64
@@ -135,7 +135,7 @@ def _header(shapes, n, info):
     head += b' ' * (-(8 + len(head)) % 64)
     return head, {k: 8 + len(head) + b for k, b in begins.items()}
 
-# %% ../../nbs/backstage/feature_files.ipynb #e2e44910
+# %% ../../nbs/backstage/feature_files.ipynb #26abc80c
 def _mapped(f, head, parts):
     "The tensors of an open safetensors file, memory-mapped; writing to them changes memory alone."
     kinds, raw = {v: k for k, v in _TYPES.items()}, torch.from_numpy(np.memmap(f, np.uint8, 'c', offset=8 + len(head)))
@@ -160,7 +160,7 @@ def _read(f, key):
         return _form(_mapped(f, head, parts), info['many'] == 'yes', int(info['views'])), info
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): return None
 
-# %% ../../nbs/backstage/feature_files.ipynb #aeeef55c
+# %% ../../nbs/backstage/feature_files.ipynb #2675d08b
 class InFile(InMemory):
     "Takes rows of features batch by batch, writes them to a file, and puts it in place when it is whole."
     def __init__(self, n, dtype, path, views=None, room=None, **info):
@@ -208,7 +208,7 @@ class InFile(InMemory):
         for temp in self.temps:
             with suppress(OSError): temp.unlink(missing_ok=True)
 
-# %% ../../nbs/backstage/feature_files.ipynb #0568bec0
+# %% ../../nbs/backstage/feature_files.ipynb #2de973c1
 def _raw(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 def hashed(x, digest=None):
@@ -228,7 +228,7 @@ def hashed_data(inputs):
     for i in range(0, count(inputs), 256): digest.update(hashed(rows_of(inputs, i, i + 256)).encode())
     return digest.hexdigest()
 
-# %% ../../nbs/backstage/feature_files.ipynb #9b2d950f
+# %% ../../nbs/backstage/feature_files.ipynb #986e3525
 def described(thing):
     "Class or function, and its settings, in words without addresses in memory."
     name = getattr(thing, '__qualname__', type(thing).__qualname__)
