@@ -18,7 +18,7 @@ from torch import nn
 import transfer_course.training as training
 from transfer_course.backbones import attach_head, load_backbone
 from transfer_course.evaluation import Report, evaluate, mean_interval, wilson
-from transfer_course.features import autocast
+from transfer_course.features import FeatureCache, autocast
 from transfer_course.freezing import cut_of, freeze_until, is_frozen, learning_rates, stages_of, thaw
 from transfer_course.tasks import Split, Task
 from transfer_course.training import History, Phase, Plan, TrainingError, augment, feature_extraction, fine_tuning, fit, from_scratch, gradual_unfreezing
@@ -268,7 +268,7 @@ def test_features_are_computed_once_or_not_and_it_is_said(task, monkeypatch):
         return fit(m, task, plan, progress=False), len(calls), state(m)
     auto, often, a = go(feature_extraction(6, batch=8))
     off, oftener, b = go(feature_extraction(6, batch=8, cache=False))
-    assert often == 2 and oftener == 1 + 6 * 2                 # train and valid; valid, and two batches in each epoch
+    assert often == 3 and oftener == 1 + 6 * 2                 # one example counted, train and valid; valid, and two batches in each epoch
     assert auto.phases[0]['once'] and auto.phases[0]['why'] == 'features computed once: 6 epochs would have run the frozen part 6 times'
     assert not off.phases[0]['once'] and 'cache=False' in off.phases[0]['why'] and auto.phases[0]['why'] in auto._repr_html_()
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-2) for k in a)
@@ -276,6 +276,19 @@ def test_features_are_computed_once_or_not_and_it_is_said(task, monkeypatch):
     assert [p['once'] for p in both.phases] == [True, False] and 'every stage trains' in both.phases[1]['why']
     crops = fit(head_on(task), task, feature_extraction(1, augment=True), progress=False)
     assert 'draws new crops' in crops.phases[0]['why']
+
+
+def test_features_are_not_kept_where_that_saves_little(task):
+    low = fit(head_on(task), task, Plan('low', [Phase(2, 'layer1', augment=False)], batch=8), progress=False).phases[0]
+    assert not low['once'] and low['why'].startswith('nothing computed once: features kept below') and '1.0 times less' in low['why']
+    assert fit(head_on(task), task, Plan('low', [Phase(2, 'layer1', augment=False)], batch=8, cache=True), progress=False).phases[0]['once']
+
+
+def test_a_cache_shared_by_two_fits_gives_the_same_bits(task, tmp_path):
+    def go(cache): m = head_on(task); fit(m, task, feature_extraction(2, batch=8), progress=False, cache=cache); return state(m)
+    for cache in (FeatureCache(), FeatureCache(tmp_path)):
+        alone, first, second = go(None), go(cache), go(cache)
+        assert same(alone, first) and same(alone, second) and (cache.misses, cache.hits) == (2, 2)
 
 
 def test_augmented_features_are_never_cached(model, task):
@@ -323,7 +336,7 @@ def test_planted_stopping_on_the_test_split_is_caught(hard, monkeypatch):
     real = training._phase
     class Cheat:
         def __init__(self, task): self.train, self.valid, self.classes = task.train, task.test, task.classes
-    monkeypatch.setattr(training, '_phase', lambda state, task, device, bar: real(state, Cheat(task), device, bar))
+    monkeypatch.setattr(training, '_phase', lambda state, task, device, bar, *more: real(state, Cheat(task), device, bar, *more))
     with pytest.raises(AssertionError, match='the test split was touched'): fit(head_on(hard), hard, feature_extraction(2, patience=1), progress=False)
 
 
@@ -348,10 +361,10 @@ def test_each_phase_builds_its_optimizer_after_freezing(task, monkeypatch):
 
 def test_planted_optimizer_built_before_thawing_is_caught(task, monkeypatch):
     seen, real, early = watch_optimizers(monkeypatch), training._prepare, []
-    def prepare(model, task, plan, phase, device):
+    def prepare(model, task, plan, phase, device, *more):
         if not early: freeze_until(model, 'head'); early.append(training.torch.optim.AdamW(learning_rates(model, 1e-3), lr=1e-3))
         for g in early[0].param_groups: g['peak'] = 1e-3
-        return *real(model, task, plan, phase, device)[:3], early[0]
+        return *real(model, task, plan, phase, device, *more)[:3], early[0]
     monkeypatch.setattr(training, '_prepare', prepare)
     fit(head_on(task), task, fine_tuning(1, head_epochs=1, batch=8), progress=False)
     assert seen == [True, True, False, False]
@@ -404,7 +417,7 @@ def test_dropout_of_a_plan_drops_and_goes_again(task):
     hook = linear.register_forward_pre_hook(lambda _, x: shares.append((m.training, (x[0] != 0).float().mean().item())))
     fit(m, task, feature_extraction(3, batch=8, dropout=.5), progress=False)
     trained, whole = ([s for mode, s in shares if mode == which] for which in (True, False))
-    assert len(trained) == 6 and len(whole) == 3 and abs(np.mean(trained) / np.mean(whole) - .5) < .05, 'half of the features that are not zero'
+    assert len(trained) == 6 and len(whole) == 4 and abs(np.mean(trained) / np.mean(whole[1:]) - .5) < .05, 'half of the features that are not zero'
     assert m.stages['head'].dropout.p == 0 and list(m.state_dict()) == keys
     hook.remove()
     m.stages['head'].dropout = nn.Identity()            # a head that has no dropout of its own

@@ -30,7 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .backstage.plots import OKABE_ITO
-from .features import autocast, best_device, run
+from .features import autocast, best_device, caching_pays, run, take
 from .freezing import freeze_until, learning_rates, stage_index
 
 # %% ../nbs/07_fine_tuning.ipynb #51236784
@@ -235,7 +235,7 @@ class History:
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what to do."
 
-def _once(model, plan, phase):
+def _once(model, plan, phase, inputs=None):
     "Is the frozen part computed once in this phase, and why? Raises ValueError where plan and phase contradict each other."
     cut, epochs = model.names[stage_index(model, phase.start)], f'{phase.epochs} epoch{"s" * (phase.epochs != 1)}'
     if phase.augment and plan.cache is True:
@@ -244,22 +244,28 @@ def _once(model, plan, phase):
     if cut == model.names[0]: return False, 'nothing computed once, since every stage trains'
     if phase.augment: return False, f'nothing computed once, since each of {epochs} draws new crops'
     if plan.cache is False: return False, 'nothing computed once, since the plan says cache=False'
+    if plan.cache == 'auto' and inputs is not None and phase.epochs > 1:
+        pays, reason = caching_pays(model, inputs, cut, phase.epochs)
+        if not pays: return False, f'nothing computed once: {reason[0].lower()}{reason[1:-1]}'
     return True, f'features computed once: {epochs} would have run the frozen part {phase.epochs} time{"s" * (phase.epochs != 1)}'
 
 # %% ../nbs/07_fine_tuning.ipynb #1aeaffe1
-def _prepare(model, task, plan, phase, device):
+def _prepare(model, task, plan, phase, device, once, kept=None):
     "Freeze, compute once what can be, and only then build the optimizer: now it is known what trains."
     freeze_until(model, phase.start, plan.statistics)
     cut = model.names[stage_index(model, phase.start)]
-    start = cut if _once(model, plan, phase)[0] else None                       # first stage that runs in a step
-    inputs = run(model, task.train.inputs, stop=cut) if start else task.train.inputs    # features, or pictures
+    inputs = _below(model, task.train, cut, kept) if once else task.train.inputs    # features, or pictures
     opt = torch.optim.AdamW(learning_rates(model, phase.lr, phase.decay, plan.weight_decay), fused=True)
     for group in opt.param_groups: group['peak'] = group['lr']
-    return start, inputs, torch.as_tensor(task.train.labels, device=device), opt
+    return cut if once else None, inputs, torch.as_tensor(task.train.labels, device=device), opt
+
+def _below(model, split, cut, kept):
+    "What the frozen stages make of a split: from the cache that was given, or computed now."
+    return run(model, split.inputs, stop=cut) if kept is None else kept.features(model, split, cut, progress=False)
 
 def _draw(model, inputs, labels, rows, plan, phase, start, generator):
     "One batch: what stage `start` takes, and labels or shares of labels."
-    x, y = inputs[rows] if start else model.preprocess(inputs[rows.numpy()]), labels[rows]
+    x, y = take(inputs, rows) if start else model.preprocess(inputs[rows.numpy()]), labels[rows]
     if phase.augment: x = augment(x, generator, plan.crop)
     return mixup(x, y, len(model.classes), plan.mixup, generator) if plan.mixup else (x, y)
 
@@ -418,17 +424,17 @@ class _Checkpoint:
         for path in (self.path, self.previous, self.path.with_name(self.path.name + '.part')): path.unlink(missing_ok=True)
 
 # %% ../nbs/07_fine_tuning.ipynb #04d09160
-def _phase(state, task, device, bar):
+def _phase(state, task, device, bar, kept=None):
     "Train the phase at which `state` stands; yields a row of the history after each epoch."
     model, plan, history, phase = state.model, state.plan, state.history, state.plan.phases[state.phase]
     begun = time.perf_counter()
-    start, inputs, labels, opt = _prepare(model, task, plan, phase, device)
+    cut, (once, why) = model.names[stage_index(model, phase.start)], _once(model, plan, phase, task.train.inputs)
+    start, inputs, labels, opt = _prepare(model, task, plan, phase, device, once, kept)
     state.enter(opt)
-    cut = model.names[stage_index(model, phase.start)]
-    valid, truth = run(model, task.valid.inputs, stop=cut), torch.as_tensor(task.valid.labels)
+    valid, truth = _below(model, task.valid, cut, kept if once else None), torch.as_tensor(task.valid.labels)
     per_epoch = max(1, len(labels) // plan.batch)
     if len(history.phases) == state.phase:
-        history.phases.append(dict(cut=cut, epochs=0, once=bool(start), why=_once(model, plan, phase)[1], prepare=time.perf_counter() - begun, seconds=0.))
+        history.phases.append(dict(cut=cut, epochs=0, once=once, why=why, prepare=time.perf_counter() - begun, seconds=0.))
     while state.epoch < phase.epochs and state.patient:
         began, total, first = time.perf_counter(), 0., state.epoch * per_epoch
         model.train()
@@ -480,6 +486,7 @@ def fit(
     progress=True, # show a progress bar with the time left?
     device=None,   # 'cpu', 'cuda', …; None takes what is there
     checkpoint=None, # path of a file written after every epoch; a killed fit, called again with a fresh model, goes on from it
+    cache=None,    # FeatureCache that several fits share; None: features are kept for this fit alone
 ):                 # History
     """Train `model` by `plan`. The same seed on the same machine gives the same weights, bit for bit, also after a kill.
 
@@ -498,7 +505,7 @@ def fit(
             if saved: saved.resume(state)
             history = state.history; began -= history.seconds; bar.n = bar.initial = len(history.rows) * per_epoch
             while state.phase < len(plan.phases):
-                for row in _phase(state, task, device, bar):
+                for row in _phase(state, task, device, bar, cache):
                     history.rows.append(dict(epoch=len(history.rows) + 1) | row)
                     now = history.phases[-1]; now['epochs'] += 1; now['seconds'] += row['seconds']
                     history.seconds, history.kept = time.perf_counter() - began, len(history.rows)
@@ -556,7 +563,7 @@ def learning_rate_range(
     result, mean, rows = RateRange([], [], []), 0., iter(())
     with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan):
         torch.manual_seed(seed)
-        start, inputs, labels, opt = _prepare(model, task, plan, phase, device)
+        start, inputs, labels, opt = _prepare(model, task, plan, phase, device, _once(model, plan, phase, task.train.inputs)[0])
         model.train()
         for i in range(steps):
             batch = next(rows, None)
