@@ -196,7 +196,10 @@ class InFile(InMemory):
             self.f.seek(8); self.f.write(self.head.replace(_ZEROS.encode(), digest.encode()))
             self.f.flush(); os.fsync(self.f.fileno()); key, posix = self.info.get('key', ''), os.name == 'posix'
             if posix: found = _read(self.f, key)    # before it has its name, which another program may remove at once
-            self.f.close(); os.replace(self.temps[-1], self.path); _sync_folder(self.path.parent)
+            self.f.close()
+            try: os.replace(self.temps[-1], self.path); _sync_folder(self.path.parent)
+            except FileNotFoundError:           # another program cleared the folder: as if it had done so a moment later
+                if not posix: raise
             if not posix: found = load_features(self.path, key)     # Windows renames no file that is in use
         self.abandon()
         if found: return found[0]
