@@ -6,7 +6,7 @@
 __all__ = ['EvaluationError', 'wilson', 'mean_interval', 'calibration', 'macro_f1', 'write_json', 'figure_html', 'Report',
            'evaluate', 'Difference', 'paired_difference']
 
-# %% ../nbs/08_is_it_better.ipynb #4cfe1b46
+# %% ../nbs/08_is_it_better.ipynb #879d4939
 import json
 import os
 from base64 import b64encode
@@ -24,7 +24,7 @@ from sklearn.metrics import (average_precision_score, confusion_matrix, precisio
 from .backstage.pictures import short
 from .backstage.plots import OKABE_ITO, picture_grid, show
 
-# %% ../nbs/08_is_it_better.ipynb #124d01dc
+# %% ../nbs/08_is_it_better.ipynb #df09db00
 class EvaluationError(ValueError):
     "A figure that can't be had from these answers; the message says why and what to do."
 
@@ -39,7 +39,7 @@ def wilson(
     middle, half = (p + zz / 2) / (1 + zz), z * sqrt(p * (1 - p) / n + zz / (4 * n)) / (1 + zz)
     return max(0., middle - half), min(1., middle + half)
 
-# %% ../nbs/08_is_it_better.ipynb #d7130e98
+# %% ../nbs/08_is_it_better.ipynb #50052263
 def mean_interval(
     values,  # one figure a run, for example accuracies of 5 seeds
 ):           # (mean, low, high)
@@ -50,7 +50,7 @@ def mean_interval(
     half = t.ppf(.975, len(v) - 1) * v.std(ddof=1) / sqrt(len(v))
     return v.mean(), v.mean() - half, v.mean() + half
 
-# %% ../nbs/08_is_it_better.ipynb #586a367c
+# %% ../nbs/08_is_it_better.ipynb #21617c60
 def calibration(
     hits,       # bool [n]: was the answer right?
     confidence, # float [n]: probability given to the answer, share of 1
@@ -64,7 +64,7 @@ def calibration(
         rows.append(dict(above=edges[i], to=edges[i + 1], confidence=confidence[place == i].mean(), right=h.mean(), low=low, high=high, examples=len(h)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/08_is_it_better.ipynb #5c618c91
+# %% ../nbs/08_is_it_better.ipynb #71d9013f
 def _named(split, ids, i): return f'{split!r}, example {short(ids[i], 60) if len(ids) else i}'
 
 def _checked(split, classes, labels, probabilities, ids):
@@ -81,7 +81,7 @@ def _checked(split, classes, labels, probabilities, ids):
     if len(odd := np.flatnonzero((probabilities < -1e-6).any(1) | (abs(probabilities.sum(1) - 1) > 1e-3))):
         raise EvaluationError(f'{_named(split, ids, odd[0])} has scores that are no probabilities ({len(odd)} of {n}); apply softmax first.')
 
-# %% ../nbs/08_is_it_better.ipynb #88287c29
+# %% ../nbs/08_is_it_better.ipynb #595c68ca
 def macro_f1(
     confusion, # counts [..., classes, classes], rows the truth
 ):             # [...]: mean F1 of the classes that occur
@@ -90,7 +90,7 @@ def macro_f1(
     f1 = 2 * right / np.maximum(true + called, 1e-12)
     return (f1 * (true > 0)).sum(-1) / (true > 0).sum(-1)
 
-# %% ../nbs/08_is_it_better.ipynb #080ae30b
+# %% ../nbs/08_is_it_better.ipynb #b1eb76a6
 def _draw_confusion(ax, report):
     "Counts, coloured by their share of the row."
     counts, names = report.confusion, [short(c, 14).replace('$', r'\$') for c in report.classes]
@@ -121,7 +121,7 @@ def _draw_pr(ax, report):
     ax.axhline(base, linestyle=':', color='gray'); ax.step(100 * t.recall, 100 * t.precision, where='post', color=OKABE_ITO['blue'])
     ax.set(title=f'Precision-recall (mean precision {report.mean_precision:.3f})', xlabel='recall (%)', ylabel='precision (%)', ylim=(0, 102))
 
-# %% ../nbs/08_is_it_better.ipynb #7638b937
+# %% ../nbs/08_is_it_better.ipynb #adac6a92
 class _Figures:
     "Every figure of a report, from `classes`, `labels` and `probabilities`."
     @property
@@ -194,7 +194,7 @@ class _Figures:
     @property
     def binary(self): return len(self.classes) == 2 and not self.absent
 
-# %% ../nbs/08_is_it_better.ipynb #bee44fba
+# %% ../nbs/08_is_it_better.ipynb #07523575
 class _Mistakes:
     "The wrong answers of a report, as a table and as pictures or texts."
     def mistakes(self,
@@ -232,7 +232,7 @@ class _Mistakes:
         plt.close(fig)
         return fig
 
-# %% ../nbs/08_is_it_better.ipynb #ebf8db37
+# %% ../nbs/08_is_it_better.ipynb #7f863210
 class _Drawings:
     "The drawings of a report, and what they show in words."
     def plot(self):
@@ -260,7 +260,7 @@ class _Drawings:
         return (f'Confusion matrix and reliability diagram: {self.accuracy:.1%} right on {len(self.labels)} examples, '
                 f'calibration error {self.ece:.1%}{most}.{area}')
 
-# %% ../nbs/08_is_it_better.ipynb #813c06a9
+# %% ../nbs/08_is_it_better.ipynb #13328e4e
 def write_json(
     path,   # file; it is replaced whole, or not at all
     record, # what JSON can hold, without NaN
@@ -280,7 +280,7 @@ def figure_html(
     "Turn a figure into a piece of HTML."
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{b64encode(show(fig, alt).data).decode()}">'
 
-# %% ../nbs/08_is_it_better.ipynb #75117061
+# %% ../nbs/08_is_it_better.ipynb #ad291615
 @dataclass(eq=False)
 class Report(_Figures, _Mistakes, _Drawings):
     "The figures of one model on one split. Raises EvaluationError for answers that can't be measured."
@@ -336,7 +336,7 @@ class Report(_Figures, _Mistakes, _Drawings):
             raise EvaluationError(f'{str(path)!r} is no report of this course, or it is cut short; save it anew with report.save.')
         return cls(r['split'], r['classes'], np.array(r['labels'], np.int64), np.array(r['probabilities'], r['dtype']), r['ids'], r['groups'])
 
-# %% ../nbs/08_is_it_better.ipynb #eb017678
+# %% ../nbs/08_is_it_better.ipynb #407d6f49
 def _same_classes(model, split):
     "Raise EvaluationError where a split's classes are not the model's, in the model's order."
     ours, theirs = [str(c) for c in model.classes], None if getattr(split, 'classes', None) is None else [str(c) for c in split.classes]
@@ -364,7 +364,7 @@ def evaluate(
     scores = run(model, split.inputs, exact=True).softmax(1).numpy()
     return Report(split.name, list(model.classes), labels, scores, list(split.ids), getattr(split, 'groups', None), split)
 
-# %% ../nbs/08_is_it_better.ipynb #f1e0230a
+# %% ../nbs/08_is_it_better.ipynb #6ba38805
 @dataclass(frozen=True)
 class Difference:
     "How much the first of two reports is ahead of the second, with a 95% interval."
@@ -393,7 +393,7 @@ def _same_examples(a, b):
     odd = next((i for i, x in enumerate(zip(*ids, a.labels, b.labels)) if x[0] != x[1] or x[2] != x[3]), None)
     if odd is not None: raise EvaluationError(f'The two reports are not on the same examples (number {odd} differs); {remedy}.')
 
-# %% ../nbs/08_is_it_better.ipynb #fbd2b728
+# %% ../nbs/08_is_it_better.ipynb #228e538c
 def paired_difference(
     a, b,             # Report on the same split
     metric='accuracy', # or 'macro F1'

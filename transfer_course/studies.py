@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WORDS', 'STUDY', 'StudyError', 'task_print', 'weights_print', 'Verdict', 'Study', 'compare']
 
-# %% ../nbs/08b_studies.ipynb #ee910fbd
+# %% ../nbs/08b_studies.ipynb #b028a0ce
 import hashlib
 import json
 import os
@@ -27,11 +27,11 @@ from .backstage.pictures import short
 from .backstage.plots import OKABE_ITO, PLAN_COLORS, color_of
 from .evaluation import evaluate, figure_html, mean_interval, write_json
 
-# %% ../nbs/08b_studies.ipynb #8b9938a5
+# %% ../nbs/08b_studies.ipynb #4684b70d
 class StudyError(ValueError):
     "A grid that can't be run, or a study that can't answer; the message says why and what to do."
 
-# %% ../nbs/08b_studies.ipynb #1e41b901
+# %% ../nbs/08b_studies.ipynb #552b388c
 def _digest(*parts):
     "Sixteen hexadecimal digits that stand for `parts`: bytes, or anything that can be printed."
     digest = hashlib.sha256()
@@ -61,7 +61,7 @@ def weights_print(
     return _digest(backbone.name, *(x for k, v in sorted(state.items())
                                     for x in (k, v.dtype, list(v.shape), v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())))
 
-# %% ../nbs/08b_studies.ipynb #1346044c
+# %% ../nbs/08b_studies.ipynb #74fbdb1d
 FORMAT = 'transfer_course run 1'
 
 @dataclass
@@ -86,7 +86,7 @@ def _read(path, form=FORMAT):
     except (OSError, ValueError): return None
     return record if isinstance(record, dict) and record.get('format') == form else None
 
-# %% ../nbs/08b_studies.ipynb #e2ead086
+# %% ../nbs/08b_studies.ipynb #c1d59da6
 class _Claim:
     "Says to other processes that this one is at work on a run."
     beat, silence = 5, 60  # seconds between signs of life, and without one until the claim is void
@@ -128,7 +128,7 @@ class _Claim:
             if self.path.read_text() == self.text: self.path.unlink()
         except OSError: pass
 
-# %% ../nbs/08b_studies.ipynb #3f0083f6
+# %% ../nbs/08b_studies.ipynb #93b5d784
 def _trained(job, part, backbone, device):
     "Train one run without its test split. Gives (model, history); raises StudyError where training fails."
     from transfer_course.backbones import attach_head
@@ -151,7 +151,7 @@ def _do(job, part, backbone, folder, device):
     write_json(folder/f'{job.name}.json', record)
     return record
 
-# %% ../nbs/08b_studies.ipynb #966293bf
+# %% ../nbs/08b_studies.ipynb #22c9deac
 def _trial(plan, budget, task, backbone, path, device):
     "Time a few epochs of each phase, once for a folder. Gives dict(fixed, epochs): seconds before and around epochs, and of one epoch of each phase."
     if known := _read(path, 'transfer_course trial 1'): return known
@@ -181,7 +181,7 @@ def _scaled(plan, trial, seconds):
     times = (seconds - trial['fixed']) / max(_bill(plan, trial) - trial['fixed'], 1e-9)
     return replace(plan, phases=[replace(p, epochs=max(1, round(times * p.epochs))) for p in plan.phases])
 
-# %% ../nbs/08b_studies.ipynb #a9059d24
+# %% ../nbs/08b_studies.ipynb #3d82b751
 def _over_both(hits):
     "Mean difference of answers [seeds, examples] and its 95% interval for other seeds and other examples; never narrower than over seeds alone."
     from scipy.stats import t
@@ -189,7 +189,7 @@ def _over_both(hits):
     half, mean = t.ppf(.975, k - 1) * sqrt(seeds + examples), hits.mean()
     return mean, mean - half, mean + half
 
-# %% ../nbs/08b_studies.ipynb #7aa069b2
+# %% ../nbs/08b_studies.ipynb #2bb7f01d
 class Verdict(str):
     "A sentence that carries its figures as attributes: a, b, budget, value, low, high, seeds."
     def __new__(cls, text, **figures):
@@ -212,7 +212,7 @@ def _say(a, b, budget, metric, value, low, high, seeds, over):
                 f'a true difference of {100 * max(-low, high):.1f} points could hide there.')
     return Verdict(text, a=a, b=b, budget=budget, metric=metric, value=value, low=low, high=high, seeds=seeds)
 
-# %% ../nbs/08b_studies.ipynb #640477e6
+# %% ../nbs/08b_studies.ipynb #fa1bbc94
 def _crossings(budgets, gaps):
     "Where a line through `gaps` over the logarithm of `budgets` changes its sign."
     found, last = [], None
@@ -239,7 +239,7 @@ def _tell_crossing(a, b, budgets, verdicts):
                 'whether the curves cross is open; more seeds would tell.')
     return Verdict(text, a=a, b=b, at=at, between=turns, budgets=list(budgets))
 
-# %% ../nbs/08b_studies.ipynb #500fc806
+# %% ../nbs/08b_studies.ipynb #bcb29e19
 STUDY = 'transfer_course study 1'
 
 def _colors(names):
@@ -394,7 +394,7 @@ def _collect(folder, grid):
     lines = (folder/'reads.log').read_text().split() if (folder/'reads.log').is_file() else []
     return Study(runs, grid['asked'], sum(line in set(grid['names']) for line in lines), folder)
 
-# %% ../nbs/08b_studies.ipynb #33b1b4e3
+# %% ../nbs/08b_studies.ipynb #24aea725
 def _checked_grid(task, plans, budgets, seeds, equal, seconds):
     "Raise StudyError, in one sentence, where a grid can't be run. Gives plans, budgets and seeds as lists."
     plans, budgets = list(plans), sorted({*budgets}); seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -431,7 +431,7 @@ def _left(todo, done):
 
 def _clock(seconds): return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}'
 
-# %% ../nbs/08b_studies.ipynb #38b42fad
+# %% ../nbs/08b_studies.ipynb #2df45803
 def compare(
     task,          # Task with at least as many training labels as the largest budget; None where `make_task` is given
     backbone,      # name for `load_backbone`, or a Backbone
