@@ -1,0 +1,284 @@
+"Studies: no run is lost, none counted twice, the test split is read once for each, and verdicts say what the runs say."
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from test_evaluation import NO_TORCH
+
+from transfer_course import studies
+from transfer_course.backbones import load_backbone
+from transfer_course.evaluation import mean_interval
+from transfer_course.studies import Study, StudyError, compare, task_print
+from transfer_course.tasks import Split, Task
+from transfer_course.training import Phase, Plan, feature_extraction, from_scratch
+
+MAKE = '''
+import numpy as np
+from transfer_course.tasks import Split, Task
+from transfer_course.training import feature_extraction, from_scratch
+def make_task(seed=0):
+    rng = np.random.default_rng(seed)
+    def part(name, n, rng):
+        labels = np.arange(n) % 2
+        pictures = rng.integers(0, 180, (n, 32, 32, 3), dtype=np.uint8) + (labels * 40).astype(np.uint8)[:, None, None, None]
+        return Split(name, pictures, labels, [f'{name}{seed if name != "test" else ""}-{i}' for i in range(n)])
+    return Task('dark and light', 'pictures', ['dark', 'light'], part('train', 16, rng), part('valid', 8, rng), part('test', 20, np.random.default_rng(9)))
+PLANS = [feature_extraction(2), from_scratch(1)]
+'''
+names = {}; exec(MAKE, names); make_task, PLANS = names['make_task'], names['PLANS']
+GRID = dict(backbone='pocket-resnet', plans=PLANS, budgets=[4, 16], seeds=2, progress=False)
+def grid(folder=None, **more): return compare(make_task(), **(GRID | dict(folder=folder) | more))
+def same(study): return study.table().drop(columns='seconds')
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory): return grid(tmp_path_factory.mktemp('whole')/'grid')
+
+
+def worker(folder, root, extra=''):
+    "The same grid in a process of its own."
+    code = MAKE + f'from transfer_course.studies import compare\n{extra}\n' \
+                  f'compare(make_task(), "pocket-resnet", PLANS, [4, 16], 2, {str(folder)!r}, progress=False)'
+    return subprocess.Popen([sys.executable, '-c', code], cwd=root, env=os.environ | dict(PYTHONPATH=str(root)), stderr=subprocess.PIPE, text=True)
+
+
+def test_the_grid_is_whole_and_tidy(whole):
+    t = whole.table(); assert len(t) == 8 and t.groupby(['plan', 'budget', 'seed']).size().eq(1).all() and whole.missing == 0 and whole.test_reads == 8
+    assert t.plan.tolist() == ['feature extraction'] * 4 + ['from scratch'] * 4 and t.budget.tolist() == [4, 4, 16, 16] * 2
+    assert (t.epochs == [2] * 4 + [1] * 4).all() and t.valid_accuracy.between(0, 1).all() and len(list(whole.folder.glob('run-*.json'))) == 8
+    assert whole.hits('from scratch', 16).shape == (2, 20) and np.allclose(whole.hits('from scratch', 16).mean(1), t.accuracy[-2:])
+
+
+def test_done_is_skipped_and_more_is_added(whole, tmp_path, monkeypatch):
+    import shutil; folder = shutil.copytree(whole.folder, tmp_path/'g'); calls, real = [], studies._do
+    monkeypatch.setattr(studies, '_do', lambda *a: calls.append(a[0].name) or real(*a))
+    assert same(grid(folder)).equals(same(whole)) and not calls
+    more = grid(folder, budgets=[4, 8, 16]); old = same(more)[lambda t: t.budget != 8].reset_index(drop=True)
+    assert len(calls) == 4 and more.test_reads == 12 and old.equals(same(whole)) and same(Study.load(folder)).equals(same(more))
+    assert same(grid(folder)).equals(same(whole)) and same(Study.load(folder)).equals(same(whole)), 'the grid asked for last'
+    changed, _ = [replace(PLANS[0], batch=8), PLANS[1]], calls.clear()
+    assert len(grid(folder, plans=changed).runs) == 8 and len(calls) == 4, 'another batch size is another plan'
+
+
+def test_in_memory_is_the_same(whole): s = grid(seeds=[0, 1]); assert same(s).equals(same(whole)) and s.folder is None
+
+
+def test_kill_9_three_times(whole, tmp_path, root):
+    folder = tmp_path/'grid'; counts = []
+    for n in (1, 2, 4):
+        p = worker(folder, root); began = time.time()
+        while len(list(folder.glob('run-*.json'))) < n and p.poll() is None and time.time() - began < 100: time.sleep(.005)
+        p.kill(); p.communicate(); counts.append(len(list(folder.glob('run-*.json'))))      # SIGKILL
+        loaded = Study.load(folder); assert len(loaded.runs) == counts[-1] and loaded.missing == 8 - counts[-1] and f'{counts[-1]} of 8 runs' in repr(loaded)
+    assert counts[0] >= 1 and counts[-1] < 8, 'it was interrupted'
+    end = grid(folder); assert same(end).equals(same(whole)) and 8 <= end.test_reads <= 11 and not list(folder.glob('*.claim'))
+
+
+def test_two_at_once(whole, tmp_path, root):
+    folder = tmp_path/'grid'; both = [worker(folder, root) for _ in range(2)]
+    errors = [p.communicate(timeout=170)[1] for p in both]; assert [p.returncode for p in both] == [0, 0], errors
+    s = Study.load(folder); assert same(s).equals(same(whole)) and s.test_reads == 8
+    assert len(list(folder.glob('run-*'))) == 8 and not list(folder.glob('*.claim'))
+
+
+def test_a_killed_write_is_no_run(whole, tmp_path):
+    import shutil; folder = shutil.copytree(whole.folder, tmp_path/'g'); one, two, *_ = sorted(folder.glob('run-*.json'))
+    one.write_text(one.read_text()[:200]); two.unlink(); (folder/f'.{two.name}.ab.part').write_text('{'); os.utime(folder/f'.{two.name}.ab.part', (1, 1))
+    assert Study.load(folder).missing == 2 and same(grid(folder)).equals(same(whole)) and not list(folder.glob('.*'))
+
+
+def test_claims(tmp_path):
+    path = tmp_path/'x.claim'; a, b = studies._Claim(path), studies._Claim(path)
+    assert a.take() and not b.take(); a.free(); assert not path.exists() and b.take(); b.free()
+    path.write_text('1 elsewhere 0'); assert not a.take(), 'another machine may be at work'
+    os.utime(path, (1, 1)); assert a.take(), 'silent for too long'
+    path.write_text('1 other 0'); a.free(); assert path.exists(), "never frees another's claim"
+    path.unlink(); taken = []; claims = [studies._Claim(path) for _ in range(20)]
+    threads = [threading.Thread(target=lambda c=c: taken.append(c.take())) for c in claims]
+    [t.start() for t in threads]; [t.join() for t in threads]; assert sum(taken) == 1
+    [c.free() for c in claims]
+
+
+def test_claims_show_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies._Claim, 'beat', .02); c = studies._Claim(tmp_path/'x.claim'); c.take()
+    os.utime(c.path, (1, 1)); time.sleep(.3); assert time.time() - c.path.stat().st_mtime < 60; c.free()
+
+
+def test_training_never_sees_the_test_split(tmp_path, monkeypatch):
+    import transfer_course.training as training
+    task, reads, seen, real = make_task(), [], [], training.fit
+    secret = task.test.inputs
+    def opened(): reads.append(1); return secret
+    task.test = Split('test', lambda: opened(), task.test.labels, task.test.ids, classes=task.classes)
+    def watched(model, task, *a, **k): seen.append(len(task.test)); h = real(model, task, *a, **k); assert not reads or len(reads) == 1; return h
+    monkeypatch.setattr(training, 'fit', watched); monkeypatch.setattr(studies, 'task_print', lambda t: 'x')
+    calls, measure = [], studies.evaluate
+    monkeypatch.setattr(studies, 'evaluate', lambda m, s: calls.append(s.name) or measure(m, s))
+    s = compare(task, 'pocket-resnet', PLANS, [4], 2, tmp_path/'g', progress=False)
+    assert seen == [0] * 4 and calls == ['test'] * 4 and s.test_reads == 4
+
+
+def test_reads_that_died_are_counted(tmp_path, monkeypatch):
+    real = studies.write_json
+    def dies(path, record):
+        if path.name.startswith('run-'): raise OSError('disk full')
+        return real(path, record)
+    monkeypatch.setattr(studies, 'write_json', dies)
+    with pytest.raises(OSError): grid(tmp_path, budgets=[4], seeds=2)
+    monkeypatch.setattr(studies, 'write_json', real); s = grid(tmp_path, budgets=[4], seeds=2)
+    assert s.test_reads == 5 and len(s.runs) == 4 and not list(tmp_path.glob('*.claim'))
+
+
+def test_an_interrupt_gives_the_study_so_far(tmp_path, monkeypatch):
+    real, calls = studies._trained, []
+    def go(*a):
+        calls.append(1)
+        if len(calls) == 4: raise KeyboardInterrupt
+        return real(*a)
+    monkeypatch.setattr(studies, '_trained', go); s = grid(tmp_path)
+    assert len(s.runs) == 3 and s.missing == 5 and '3 of 8 runs' in repr(s) and s._repr_html_() and not list(tmp_path.glob('*.claim'))
+
+
+def test_a_task_for_each_seed(tmp_path):
+    s = compare(None, load_backbone('pocket-resnet', verbose=False), PLANS, [4], 2, tmp_path, False, make_task)
+    assert len(s.runs) == 4 and len({r['key']['task'] for r in s.runs}) == 2 and len({r['test'] for r in s.runs}) == 1
+    assert s.hits('from scratch', 4).shape == (2, 20)
+    assert same(Study.load(tmp_path)).equals(same(s))
+
+
+def test_equal_seconds_scales_epochs_and_survives(tmp_path):
+    p = Plan('two phases', [Phase(1, -1, augment=False), Phase(2, 'layer4')]); plans = [feature_extraction(1), p]
+    s = compare(make_task(), 'pocket-resnet', plans, [16], 1, tmp_path, False, equal='seconds', seconds=2.)
+    e = s.table().set_index('plan').epochs; assert e['feature extraction'] > e['two phases'] > 3 and s.asked['seconds'] == 2
+    trials = {f: f.read_text() for f in tmp_path.glob('trial-*.json')}; assert len(trials) == 2
+    again = compare(make_task(), 'pocket-resnet', plans, [16], 1, tmp_path, False, equal='seconds', seconds=2.)
+    assert again.table().equals(s.table()) and trials == {f: f.read_text() for f in tmp_path.glob('trial-*.json')}
+    longest = compare(make_task(), 'pocket-resnet', plans, [16], 1, tmp_path, False, equal='seconds')
+    assert longest.table().set_index('plan').epochs['two phases'] == 3, 'the slowest plan stays as it is'
+
+
+BAD = {
+    'no plan': (dict(plans=[]), 'at least one plan'), 'no seed': (dict(seeds=0), 'one seed'),
+    'twins': (dict(plans=[from_scratch(1), from_scratch(2)]), 'Two plans are called'),
+    'too many labels': (dict(budgets=[99]), 'train has 16 labels'), 'too few': (dict(budgets=[1]), 'budget 1 does not fit'),
+    'half a label': (dict(budgets=[4.5]), 'budget 4.5'),
+    'equal what': (dict(equal='epoch'), "choose 'epochs' or 'seconds'"), 'seconds alone': (dict(seconds=3), "goes with equal='seconds'"),
+    'no time': (dict(equal='seconds', seconds=1e-6), 'seconds are too few'),
+}
+@pytest.mark.parametrize('what', BAD)
+def test_bad_grids_are_one_sentence(what, tmp_path):
+    with pytest.raises(StudyError, match=BAD[what][1]) as e: grid(tmp_path, **BAD[what][0])
+    assert str(e.value).endswith('.') and '\n' not in str(e.value) and not list(tmp_path.glob('run-*'))
+
+
+def test_a_test_split_without_a_class(tmp_path):
+    task = make_task(); lame = replace(task, test=task.test.subset(task.test.labels == 0))
+    with pytest.raises(StudyError, match='no example of light'): compare(lame, 'pocket-resnet', PLANS, [4], 1, tmp_path, False)
+
+
+def test_a_plan_that_diverges_keeps_the_rest(tmp_path):
+    wild = Plan('wild', [Phase(3, None, 1e18)], batch=4, clip=1e30)
+    with pytest.raises(StudyError, match='lower its learning rate'): grid(tmp_path, plans=[PLANS[0], wild], budgets=[16], seeds=1)
+    assert len(Study.load(tmp_path).runs) == 1 and not list(tmp_path.glob('*.claim'))
+
+
+def made(gaps, seeds=5, noise=.01, names=('a', 'b'), examples=50):
+    "A study whose plans differ by `gaps` {budget: lead of the first}."
+    rng, runs = np.random.default_rng(0), []
+    for n, gap in gaps.items():
+        for s in range(seeds):
+            base = .6 + rng.normal(0, .05)
+            for i, name in enumerate(names):
+                accuracy = base + (gap if i == 0 else 0) + rng.normal(0, noise); hits = rng.random(examples) < accuracy
+                runs.append(dict(plan=name, how=name, budget=n, seed=s, accuracy=accuracy, macro_f1=accuracy, ece=.1, valid_accuracy=.5,
+                                 epochs=1, seconds=1., predictions=hits.astype(int).tolist(), labels=[1] * examples, test='t'))
+    asked = dict(task='<i>t', backbone='n$et', plans={n: n for n in names}, budgets=list(gaps), seeds=list(range(seeds)), equal='epochs', seconds=None)
+    return Study(runs, asked, len(runs))
+
+
+def test_verdicts_are_paired_over_seeds():
+    s = made({20: .1, 200: 0.}); v = s.verdict('a', 'b', 20); t = s.table().pivot(index=['budget', 'seed'], columns='plan', values='accuracy')
+    assert np.allclose((v.value, v.low, v.high), mean_interval((t.a - t.b)[20])) and v.detectable and 'a is ahead of b' in v and v.seeds == 5
+    assert 'a is ahead' not in s.verdict('b', 'a', 20) and 'b is behind a' in s.verdict('b', 'a', 20)
+    w = s.verdict('a', 'b', 200); assert 'no detectable difference' in w and not w.detectable and w.low < 0 < w.high and repr(w) == str(w)
+    both = s.verdict('a', 'b', 20, over='seeds and examples'); assert np.isclose(both.value, s.hits('a', 20).mean() - s.hits('b', 20).mean())
+
+
+def test_both_doubts_are_never_less_than_one():
+    for seed in range(20):
+        h = np.random.default_rng(seed).normal(.1, 1, (4, 30)); _, lo, hi = studies._over_both(h)
+        _, low, high = mean_interval(h.mean(1)); assert lo <= low and hi >= high
+
+
+def test_crossover():
+    assert made({20: .1, 80: -.1}).crossover('a', 'b').at and made({20: .1, 80: -.1}).crossover('a', 'b').between == [(20, 80)]
+    s = made({20: .1, 50: .05, 200: -.1}); c = s.crossover('a', 'b'); assert 50 < c.at[0] < 200 and 'a is detectably ahead up to' in c and 'b from 200' in c
+    assert 'do not cross' in made({20: .1, 80: .05}).crossover('a', 'b') and 'a is ahead' in made({20: .1, 80: .05}).crossover('a', 'b')
+    noisy = made({20: .01, 80: -.01}, noise=.2).crossover('a', 'b'); assert 'open' in noisy or 'do not cross' in noisy
+    assert studies._crossings([10, 100], [.1, -.1]) == [32] and studies._crossings([10, 20, 40], [.1, 0, -.1]) == [20]
+
+
+ASK = {'plan': (lambda s: s.verdict('a', 'c', 20), "no plan 'c'.*a, b"), 'budget': (lambda s: s.verdict('a', 'b', 30), "no budget '30'.*20, 80"),
+       'metric': (lambda s: s.plot('loss'), 'choose one of accuracy'), 'over': (lambda s: s.verdict('a', 'b', 20, over='time'), "choose 'seeds'"),
+       'one seed': (lambda s: made({20: .1}, seeds=1).verdict('a', 'b', 20), 'needs two or more'),
+       'point': (lambda s: made({20: .1}).crossover('a', 'b'), 'not a curve')}
+@pytest.mark.parametrize('what', ASK)
+def test_questions_a_study_can_not_answer(what):
+    with pytest.raises(StudyError, match=ASK[what][1]): ASK[what][0](made({20: .1, 80: 0.}))
+
+
+def test_a_study_shows_itself():
+    hostile = '<script>$x$\n'; s = made({20: .1, 80: 0.}, names=(hostile, 'b')); html = s._repr_html_()
+    assert '<script>' not in html and '<i>' not in html and html.count('<img') == 1 and 'alt="' in html and '$x$\n' not in str(s)
+    s.plot('macro_f1').canvas.draw(); t = s.summary(); assert len(t) == 4 and (t.low < t['mean']).all()
+    one = made({20: .1}, seeds=1); assert 'one seed' in str(one) and one.plot() and np.isnan(one.summary().low).all()
+    five = ['from scratch', 'feature extraction', 'fine-tuning', 'gradual unfreezing', 'frozen with augmentation', 'x', 'y']
+    assert len(set(studies._colors(five).values())) == 7 and studies._colors(five)['from scratch'] == '#D55E00'
+
+
+def test_save_and_load_without_torch(whole, tmp_path, root):
+    path = whole.save(tmp_path/'study.json'); back = Study.load(path)
+    assert back.table().equals(whole.table()) and back.test_reads == 8 and (back.hits('from scratch', 4) == whole.hits('from scratch', 4)).all()
+    code = NO_TORCH + 'from transfer_course.studies import Study\n' \
+           f'for p in {[str(path), str(whole.folder)]!r}: s = Study.load(p); print(s.verdict(*s.plans, 4)); s._repr_html_()'
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, env=os.environ | dict(PYTHONPATH=str(root)), capture_output=True, text=True)
+    assert done.stdout.count('With 4 labels') == 2, done.stderr
+    for p, words in ((tmp_path/'gone', 'check the path'), (tmp_path, 'holds no study')):
+        with pytest.raises(StudyError, match=words): Study.load(p)
+    (tmp_path/'x.json').write_text(json.dumps(dict(format='other')))
+    with pytest.raises(StudyError, match='no study of this course'): Study.load(tmp_path/'x.json')
+
+
+def test_a_slower_second_process_does_not_shrink_the_grid(whole, tmp_path):
+    import shutil; folder = shutil.copytree(whole.folder, tmp_path/'g'); grid_ = studies._read(folder/'grid.json', studies.STUDY)
+    studies._keep_grid(folder, grid_ | dict(names=grid_['names'][:4])); assert len(Study.load(folder).runs) == 8
+    studies._keep_grid(folder, grid_ | dict(names=['run-1-1-new'])); assert len(Study.load(folder).runs) == 0
+
+
+def test_fingerprints_see_labels_ids_and_pictures():
+    a = make_task(); prints = {task_print(a)}
+    for change in ('labels', 'ids', 'inputs'):
+        b = make_task(); v = getattr(b.test, change)
+        if change == 'labels': v[3] = 1 - v[3]
+        elif change == 'ids': v[3] = 'other'
+        else: v[0, 0, 0, 0] += 1
+        prints.add(task_print(b))
+    assert len(prints) == 4 and task_print(make_task()) in prints
+    texts = Task('t', 'texts', ['a', 'b'], *(Split(n, ['x', 'y'], [0, 1], ['0', '1']) for n in ('train', 'valid', 'test')))
+    assert task_print(texts) not in prints
+
+
+def test_time_left_and_progress(capsys, tmp_path):
+    job = studies._Job(from_scratch(10), 40, 0, {}); done = [dict(plan='from scratch', budget=20, epochs=10, seconds=3.)]
+    assert studies._left([job, job], done) == 12 and studies._left([job], []) is None
+    assert studies._left([job], done + [dict(done[0], budget=40, seconds=5.)]) == 5
+    grid(tmp_path, budgets=[4], seeds=1, progress=True); shown = capsys.readouterr().err
+    assert '2/2 runs' in shown and 'left' in shown and isinstance(Study.load(tmp_path).table(), pd.DataFrame)
