@@ -235,11 +235,13 @@ def test_questions_a_study_can_not_answer(what):
     with pytest.raises(StudyError, match=ASK[what][1]): ASK[what][0](made({20: .1, 80: 0.}))
 
 
-def test_a_study_shows_itself():
+def test_a_study_shows_itself(monkeypatch):
     hostile = '<script>$x$\n'; s = made({20: .1, 80: 0.}, names=(hostile, 'b')); html = s._repr_html_()
-    assert '<script>' not in html and '<i>' not in html and html.count('<img') == 1 and 'alt="' in html and '$x$\n' not in str(s)
+    assert '<script>' not in html and '<i>' not in html and '&lt;script&gt;' in html and '$x$\n' not in str(s)
+    shown = []; monkeypatch.setattr('IPython.display.display', lambda x, **k: shown.append(x)); s._ipython_display_()
+    assert shown[0]['text/html'] == html and shown[1].alt == s.alt
     s.plot('macro_f1').canvas.draw(); t = s.summary(); assert len(t) == 4 and (t.low < t['mean']).all()
-    one = made({20: .1}, seeds=1); assert 'one seed' in str(one) and one.plot() and np.isnan(one.summary().low).all()
+    one = made({20: .1}, seeds=1); assert 'one seed' in str(one) and 'one seed' in one.plot().axes[0].get_title() and np.isnan(one.summary().low).all()
     five = ['from scratch', 'feature extraction', 'fine-tuning', 'gradual unfreezing', 'frozen with augmentation', 'x', 'y']
     assert len(set(studies._colors(five).values())) == 7 and studies._colors(five)['from scratch'] == '#D55E00'
 

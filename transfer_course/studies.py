@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'WORDS', 'STUDY', 'StudyError', 'task_print', 'weights_print', 'Verdict', 'Study', 'compare']
 
-# %% ../nbs/08b_studies.ipynb #b028a0ce
+# %% ../nbs/08b_studies.ipynb #12d1b8ca
 import hashlib
 import json
 import os
@@ -25,13 +25,13 @@ from tqdm.auto import tqdm
 
 from .backstage.pictures import short
 from .backstage.plots import OKABE_ITO, PLAN_COLORS, color_of
-from .evaluation import evaluate, figure_html, mean_interval, write_json
+from .evaluation import Shown, evaluate, mean_interval, write_json
 
-# %% ../nbs/08b_studies.ipynb #4684b70d
+# %% ../nbs/08b_studies.ipynb #b4d47bae
 class StudyError(ValueError):
     "A grid that can't be run, or a study that can't answer; the message says why and what to do."
 
-# %% ../nbs/08b_studies.ipynb #552b388c
+# %% ../nbs/08b_studies.ipynb #ae5b820c
 def _digest(*parts):
     "Sixteen hexadecimal digits that stand for `parts`: bytes, or anything that can be printed."
     digest = hashlib.sha256()
@@ -61,7 +61,7 @@ def weights_print(
     return _digest(backbone.name, *(x for k, v in sorted(state.items())
                                     for x in (k, v.dtype, list(v.shape), v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())))
 
-# %% ../nbs/08b_studies.ipynb #74fbdb1d
+# %% ../nbs/08b_studies.ipynb #3c0e8176
 FORMAT = 'transfer_course run 1'
 
 @dataclass
@@ -86,7 +86,7 @@ def _read(path, form=FORMAT):
     except (OSError, ValueError): return None
     return record if isinstance(record, dict) and record.get('format') == form else None
 
-# %% ../nbs/08b_studies.ipynb #c1d59da6
+# %% ../nbs/08b_studies.ipynb #a28d0bf3
 class _Claim:
     "Says to other processes that this one is at work on a run."
     beat, silence = 5, 60  # seconds between signs of life, and without one until the claim is void
@@ -128,7 +128,7 @@ class _Claim:
             if self.path.read_text() == self.text: self.path.unlink()
         except OSError: pass
 
-# %% ../nbs/08b_studies.ipynb #93b5d784
+# %% ../nbs/08b_studies.ipynb #695c212d
 def _trained(job, part, backbone, device):
     "Train one run without its test split. Gives (model, history); raises StudyError where training fails."
     from transfer_course.backbones import attach_head
@@ -151,7 +151,7 @@ def _do(job, part, backbone, folder, device):
     write_json(folder/f'{job.name}.json', record)
     return record
 
-# %% ../nbs/08b_studies.ipynb #22c9deac
+# %% ../nbs/08b_studies.ipynb #39a36ea2
 def _trial(plan, budget, task, backbone, path, device):
     "Time a few epochs of each phase, once for a folder. Gives dict(fixed, epochs): seconds before and around epochs, and of one epoch of each phase."
     if known := _read(path, 'transfer_course trial 1'): return known
@@ -181,7 +181,7 @@ def _scaled(plan, trial, seconds):
     times = (seconds - trial['fixed']) / max(_bill(plan, trial) - trial['fixed'], 1e-9)
     return replace(plan, phases=[replace(p, epochs=max(1, round(times * p.epochs))) for p in plan.phases])
 
-# %% ../nbs/08b_studies.ipynb #3d82b751
+# %% ../nbs/08b_studies.ipynb #d01111c4
 def _over_both(hits):
     "Mean difference of answers [seeds, examples] and its 95% interval for other seeds and other examples; never narrower than over seeds alone."
     from scipy.stats import t
@@ -189,7 +189,7 @@ def _over_both(hits):
     half, mean = t.ppf(.975, k - 1) * sqrt(seeds + examples), hits.mean()
     return mean, mean - half, mean + half
 
-# %% ../nbs/08b_studies.ipynb #2bb7f01d
+# %% ../nbs/08b_studies.ipynb #96f88a29
 class Verdict(str):
     "A sentence that carries its figures as attributes: a, b, budget, value, low, high, seeds."
     def __new__(cls, text, **figures):
@@ -212,7 +212,7 @@ def _say(a, b, budget, metric, value, low, high, seeds, over):
                 f'a true difference of {100 * max(-low, high):.1f} points could hide there.')
     return Verdict(text, a=a, b=b, budget=budget, metric=metric, value=value, low=low, high=high, seeds=seeds)
 
-# %% ../nbs/08b_studies.ipynb #fa1bbc94
+# %% ../nbs/08b_studies.ipynb #f4d7fbe6
 def _crossings(budgets, gaps):
     "Where a line through `gaps` over the logarithm of `budgets` changes its sign."
     found, last = [], None
@@ -239,7 +239,7 @@ def _tell_crossing(a, b, budgets, verdicts):
                 'whether the curves cross is open; more seeds would tell.')
     return Verdict(text, a=a, b=b, at=at, between=turns, budgets=list(budgets))
 
-# %% ../nbs/08b_studies.ipynb #bcb29e19
+# %% ../nbs/08b_studies.ipynb #a891f7a7
 STUDY = 'transfer_course study 1'
 
 def _colors(names):
@@ -250,7 +250,7 @@ def _colors(names):
     return taken
 
 @dataclass(eq=False)
-class Study:
+class Study(Shown):
     "Many runs: plans × label budgets × seeds, and what follows from them."
     runs: list       # of dicts, one a finished run
     asked: dict      # the grid: task, backbone, plans {name: description}, budgets, seeds, equal, seconds
@@ -337,7 +337,9 @@ class Study:
                     label=short(name, 40).replace('$', r'\$'))
             if r.low.notna().any(): ax.fill_between(r.budget, 100 * r.low, 100 * r.high, color=colors[name], alpha=.18, lw=0)
         title = f'{short(self.asked["task"], 40)}, {short(self.asked["backbone"], 30)}: equal {self.asked["equal"]}'.replace('$', r'\$')
-        ax.set(title=f'{title}\nmean of {len(self.asked["seeds"])} seeds, 95% band', xscale='log', xlabel='training labels', ylabel=f'{WORDS[metric]} (%)',
+        low, high = (min(t.seeds), max(t.seeds)) if len(t) else (0, 0)
+        seeds = 'one seed' if high == 1 else f'mean of {low if low == high else f"{low} to {high}"} seeds, 95% band'
+        ax.set(title=f'{title}\n{seeds}', xscale='log', xlabel='training labels', ylabel=f'{WORDS[metric]} (%)',
                xticks=self.budgets, xticklabels=self.budgets)
         ax.minorticks_off(); ax.legend(frameon=False, fontsize=8); plt.close(fig)
         return fig
@@ -364,8 +366,7 @@ class Study:
     def __str__(self): return repr(self) + (('\n\n' + self._wide().rename(index=lambda n: short(n, 40)).to_string()) if self.runs else '')
 
     def _repr_html_(self):
-        if not self.runs: return f'<p>{escape(repr(self))}</p>'
-        return f'<p>{escape(repr(self))}</p>' + self._wide().to_html() + figure_html(self.plot(), self.alt)
+        return f'<p>{escape(repr(self))}</p>' + (self._wide().to_html() if self.runs else '')
 
     def save(self,
         path, # one file for the whole study
@@ -394,7 +395,7 @@ def _collect(folder, grid):
     lines = (folder/'reads.log').read_text().split() if (folder/'reads.log').is_file() else []
     return Study(runs, grid['asked'], sum(line in set(grid['names']) for line in lines), folder)
 
-# %% ../nbs/08b_studies.ipynb #24aea725
+# %% ../nbs/08b_studies.ipynb #4b5b18df
 def _checked_grid(task, plans, budgets, seeds, equal, seconds):
     "Raise StudyError, in one sentence, where a grid can't be run. Gives plans, budgets and seeds as lists."
     plans, budgets = list(plans), sorted({*budgets}); seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
@@ -431,7 +432,7 @@ def _left(todo, done):
 
 def _clock(seconds): return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}'
 
-# %% ../nbs/08b_studies.ipynb #2df45803
+# %% ../nbs/08b_studies.ipynb #8c5ba224
 def compare(
     task,          # Task with at least as many training labels as the largest budget; None where `make_task` is given
     backbone,      # name for `load_backbone`, or a Backbone
