@@ -84,7 +84,7 @@ def results_table(
     runs = pd.DataFrame(results['rows'])
     wide = runs.pivot(index='seed', columns='plan', values='accuracy')[list(dict.fromkeys(runs.plan))]
     say = lambda v, sign='': '{:{s}.1%} ({:{s}.1%} to {:{s}.1%})'.format(*mean_interval(v), s=sign)
-    table = pd.DataFrame({p: {'accuracy (95% interval)': say(wide[p]), 'gain over the baseline': say(wide[p] - wide.iloc[:, 0], '+') if i else '',
+    table = pd.DataFrame({p: {'accuracy (95% interval)': say(wide[p]), f'gain over {wide.columns[0]}': say(wide[p] - wide.iloc[:, 0], '+') if i else '',
                               'seconds': f'{runs[runs.plan == p].seconds.median():.0f}'} for i, p in enumerate(wide)}).T
     return table.style.set_caption(f'{results["question"]} Means of {len(wide)} seeds, {runs.labels.iloc[0]} labels, {runs.test.iloc[0]} test pictures.')
 
@@ -115,7 +115,8 @@ def _measure(name, question, command, make_task, plans, seeds):
     try: done = load_results(name)['rows']
     except FileNotFoundError: done = []
     done = [r for r in done if r['how'] in {repr(p) for p in plans} and r['seed'] < seeds]
-    three_ways(lambda seed: make_task(seed=seed), plans, seeds, done, lambda rows: save_results(name, question, command, rows))
+    order = [p.name for p in plans]
+    three_ways(lambda seed: make_task(seed=seed), plans, seeds, done, lambda rows: save_results(name, question, command, sorted(rows, key=lambda r: (r['seed'], order.index(r['plan'])))))
 
 # %% ../../nbs/backstage/measurements.ipynb #538c33e5
 def main(argv=None):
