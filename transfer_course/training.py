@@ -488,7 +488,9 @@ def fit(
     checkpoint=None, # path of a file written after every epoch; a killed fit, called again with a fresh model, goes on from it
     cache=None,    # FeatureCache that several fits share; None: features are kept for this fit alone
 ):                 # History
-    """Train `model` by `plan`, whose phases freeze and thaw: what was frozen before does not count. The same seed on the same machine gives the same weights, bit for bit, also after a kill.
+    """Train `model` by `plan`, whose phases freeze and thaw: what was frozen before does not count.
+
+    The same seed on the same machine gives the same weights, bit for bit, also after a kill.
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
     longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself."""

@@ -116,7 +116,8 @@ def _measure(name, question, command, make_task, plans, seeds):
     except FileNotFoundError: done = []
     done = [r for r in done if r['how'] in {repr(p) for p in plans} and r['seed'] < seeds]
     order = [p.name for p in plans]
-    three_ways(lambda seed: make_task(seed=seed), plans, seeds, done, lambda rows: save_results(name, question, command, sorted(rows, key=lambda r: (r['seed'], order.index(r['plan'])))))
+    def keep(rows): save_results(name, question, command, sorted(rows, key=lambda r: (r['seed'], order.index(r['plan']))))
+    three_ways(lambda seed: make_task(seed=seed), plans, seeds, done, keep)
 
 # %% ../../nbs/backstage/measurements.ipynb #538c33e5
 def main(argv=None):
