@@ -628,3 +628,9 @@ def test_sigkill_at_random_moments(tmp_path):
     assert end.returncode == 0, end.stdout + end.stderr
     record = json.loads((tmp_path/'out.json').read_text())
     assert record['kills'] == record['identical'] == len(record['rows']) == 4
+
+
+def test_what_is_no_plan_or_has_no_head_is_one_sentence(model, task):
+    with pytest.raises(TypeError, match=r'plan is <function fine_tuning.*with its brackets'): fit(model, task, fine_tuning, progress=False)
+    with pytest.raises(TypeError, match='A Backbone has no head to train.*attach_head'):
+        fit(load_backbone('pocket-resnet', verbose=False), task, fine_tuning(1), progress=False)

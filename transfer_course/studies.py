@@ -56,10 +56,8 @@ def weights_print(
     backbone, # Backbone
 ):            # str
     "Fingerprint of every weight and buffer of a backbone."
-    import torch
-    state = backbone.stages.state_dict()
-    return _digest(backbone.name, *(x for k, v in sorted(state.items())
-                                    for x in (k, v.dtype, list(v.shape), v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())))
+    from transfer_course.backstage.feature_files import hashed
+    return _digest(backbone.name, hashed(backbone.stages.state_dict()))
 
 # %% ../nbs/08b_studies.ipynb #3c0e8176
 FORMAT = 'transfer_course run 1'

@@ -29,6 +29,8 @@ from safetensors.torch import save_file
 from torch import nn
 from tqdm.auto import tqdm
 
+from .backbones import StagedModel
+from .backstage.feature_files import hashed, hashed_data
 from .backstage.plots import OKABE_ITO
 from .features import autocast, best_device, caching_pays, run, take
 from .freezing import freeze_until, learning_rates, stage_index
@@ -355,18 +357,11 @@ class _State:
 # %% ../nbs/07_fine_tuning.ipynb #f01faea4
 def _digest(tensors, *texts):
     "SHA-256 of tensors with their names and shapes, and of texts."
-    h = hashlib.sha256('\0'.join(texts).encode())
-    for k, v in sorted(tensors.items()):
-        v = v.detach().cpu().contiguous()
-        h.update(f'{k} {v.dtype} {list(v.shape)}'.encode()); h.update(v.reshape(-1).view(torch.uint8).numpy())
-    return h.hexdigest()
+    return hashed(tensors, hashlib.sha256('\0'.join(texts).encode()))
 
 def _made_with(model, task, plan, seed):
     "What a checkpoint belongs to: digests of plan, data, seed and model."
-    def data(split):
-        inputs = split.inputs if isinstance(split.inputs, list) else torch.as_tensor(np.ascontiguousarray(split.inputs))
-        tensors = dict(labels=torch.as_tensor(split.labels)) | ({} if isinstance(inputs, list) else dict(inputs=inputs))
-        return _digest(tensors, json.dumps(inputs if isinstance(inputs, list) else []))
+    def data(split): return _digest(dict(labels=torch.as_tensor(split.labels)), hashed_data(split.inputs))
     return dict(plan=_digest({}, json.dumps(asdict(plan))), data=_digest({}, data(task.train), data(task.valid), *map(str, task.classes)),
                 seed=str(seed), model=_digest(model.state_dict(), *model.names))
 
@@ -493,7 +488,10 @@ def fit(
     The same seed on the same machine gives the same weights, bit for bit, also after a kill.
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
-    longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself."""
+    longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself; TypeError for what is no
+    plan, or has no head."""
+    if not isinstance(plan, Plan): raise TypeError(f'plan is {plan!r:.60}; give a Plan, for example fine_tuning(), with its brackets.')
+    if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
     for phase in plan.phases: _once(model, plan, phase)
     if not plan.pretrained: model.randomize_(seed)
     saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None

@@ -163,7 +163,8 @@ def template_folders():
 # %% ../../nbs/backstage/pages.ipynb #2fc504e9
 def _exporter():
     from nbconvert import HTMLExporter
-    return HTMLExporter(template_name='basic', extra_template_basedirs=template_folders(), exclude_input_prompt=True,
+    folders = template_folders()
+    return HTMLExporter(template_name='basic', extra_template_basedirs=folders, extra_template_paths=folders, exclude_input_prompt=True,
                         exclude_output_prompt=True, exclude_anchor_links=True)
 
 def lesson_html(
