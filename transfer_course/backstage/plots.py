@@ -61,10 +61,11 @@ def picture_grid(
     side=1.25,      # inches a picture
 ):                  # matplotlib Figure
     "Draw pictures in rows, each with its title. Dollar signs in titles stay dollar signs."
-    cols = min(cols, len(pictures)); rows = -(-len(pictures) // cols)
+    cols = max(1, min(cols, len(pictures))); rows = max(1, -(-len(pictures) // cols))
     fig, axes = plt.subplots(rows, cols, figsize=(cols * side, rows * (side + .22) + .3 * bool(title)), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for ax, picture, text, c in zip(axes.flat, pictures, titles if titles is not None else cycle(['']), colors or cycle(['black'])):
         ax.imshow(picture); ax.set_title(str(text).replace('$', r'\$'), fontsize=8, color=c)
+    if not len(pictures): axes[0, 0].text(.5, .5, 'none', ha='center', va='center')
     if title: fig.suptitle(title, fontsize=11)
     return fig
