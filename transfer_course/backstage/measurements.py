@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'machine', 'load_results', 'save_results', 'three_ways', 'results_table', 'photo_plans', 'measure_drawn',
-           'measure_photos', 'measure_study', 'main']
+           'measure_photos', 'measure_study', 'shared_runs', 'word_counter', 'measure_reviews', 'main']
 
 # %% ../../nbs/backstage/measurements.ipynb #95e1d11d
 import argparse
@@ -122,6 +122,47 @@ def measure_study(data, seeds=5, folder='_study'):
     study.asked |= dict(command='python -m transfer_course.backstage.measurements study --data cats_and_dogs', machine=machine(), sizes=SIZES)
     return study.save(results_path('cats_and_dogs_study.json', new=True))
 
+# %% ../../nbs/backstage/measurements.ipynb #b1356bf2
+def shared_runs(
+    texts,   # list of str
+    words=8, # length of a run
+):           # dict: run -> numbers of the texts that have it, for runs that two or more have
+    "Find runs of words that several texts share, whatever the case and the commas."
+    import re
+    seen = {}
+    for i, text in enumerate(texts):
+        w = re.findall(r"\w+(?:['’]\w+)?", text.lower())
+        for k in range(len(w) - words + 1): seen.setdefault(' '.join(w[k:k + words]), set()).add(i)
+    return {k: sorted(v) for k, v in seen.items() if len(v) > 1}
+
+# %% ../../nbs/backstage/measurements.ipynb #4600482e
+def word_counter():
+    "Make the honest baseline for texts: TF-IDF of words and pairs of words, and a logistic regression."
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    return make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000))
+
+def measure_reviews(folds=5):
+    "Measure the written reviews; writes written_reviews.json."
+    from hashlib import sha256
+    from sklearn.metrics import cohen_kappa_score
+    from sklearn.model_selection import GroupKFold, cross_val_score
+    from transfer_course.backstage.assets import asset_path
+    t = pd.read_csv(asset_path('reviews.csv'), keep_default_na=False)
+    scores = cross_val_score(word_counter(), t.text, t.label, groups=t['product'], cv=GroupKFold(folds))
+    own = dict(zip(t.text.map(lambda x: sha256(x.encode()).hexdigest()[:16]), t.label))
+    second = [r for r in load_results('reviews_second_labels')['rows'] if r['text'] in own]
+    a, b = zip(*((own[r['text']], r['label']) for r in second))
+    rows = [dict(what='word counter, by product', fold=i, accuracy=round(float(s), 4)) for i, s in enumerate(scores)]
+    agreement, kappa = sum(map(str.__eq__, a, b)) / len(second), float(cohen_kappa_score(a, b))
+    rows += [dict(what='second labels', texts=len(second), agreement=round(agreement, 4), kappa=round(kappa, 4)),
+             dict(what='corpus', reviews=len(t), products=t['product'].nunique(), categories=t.category.nunique(), styles=t['style'].nunique(),
+                  shared_runs=len(shared_runs(t.text)), words=[int(t.text.str.split().map(len).min()), int(t.text.str.split().map(len).max())],
+                  labels=t.label.value_counts().to_dict())]
+    return save_results('written_reviews', 'Are the written reviews varied, hard for a word counter, and clear for a reader?',
+                        'python -m transfer_course.backstage.measurements reviews', rows)
+
 # %% ../../nbs/backstage/measurements.ipynb #d0a8ec0f
 def _measure(name, question, command, make_task, plans, seeds):
     "Run `three_ways`, keeping each run at once; rows made with other plans are dropped."
@@ -136,13 +177,14 @@ def _measure(name, question, command, make_task, plans, seeds):
 def main(argv=None):
     "Run an experiment from the command line."
     parser = argparse.ArgumentParser(description='Make a results file anew; runs that are in it already are kept.')
-    parser.add_argument('what', choices=['drawn', 'photos', 'study'])
+    parser.add_argument('what', choices=['drawn', 'photos', 'study', 'reviews'])
     parser.add_argument('--data', help='folder with train/ and test/, each with a folder a class (for photos and study)')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--folder', default='_study', help='where the study keeps every finished run')
     args = parser.parse_args(argv)
-    if args.what != 'drawn' and not args.data: parser.error(f'{args.what} needs --data FOLDER')
+    if args.what in ('photos', 'study') and not args.data: parser.error(f'{args.what} needs --data FOLDER')
     if args.what == 'drawn': measure_drawn(args.seeds)
+    elif args.what == 'reviews': measure_reviews()
     elif args.what == 'photos': measure_photos(args.data, args.seeds)
     else: measure_study(args.data, args.seeds, args.folder)
 
