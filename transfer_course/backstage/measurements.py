@@ -239,7 +239,8 @@ def main(argv=None):
     "Run an experiment from the command line."
     parser = argparse.ArgumentParser(description='Make a results file anew; runs that are in it already are kept.')
     parser.add_argument('what', choices=['drawn', 'photos', 'study', 'reviews', 'amazon'])
-    parser.add_argument('--data', help='folder with train/ and test/, each with a folder a class (for photos and study); folder of the archive (for amazon; fetched without)')
+    parser.add_argument('--data', help='for photos and study: folder with train/ and test/, each with a folder a class; '
+                        'for amazon: folder of the archive (without, it is fetched)')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--folder', default='_study', help='where the study keeps every finished run')
     args = parser.parse_args(argv)
