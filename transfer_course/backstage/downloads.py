@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cache_folder', 'sha256_of', 'is_right', 'fetch', 'read_member']
 
-# %% ../../nbs/backstage/downloads.ipynb #d25636e0
-import gzip, hashlib, os, re, shutil, tarfile, time, zlib
+# %% ../../nbs/backstage/downloads.ipynb #7440e848
+import gzip, hashlib, os, re, shutil, ssl, tarfile, time, zlib
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .pictures import TaskError, megabytes, short, shown
 
-# %% ../../nbs/backstage/downloads.ipynb #4a32b571
+# %% ../../nbs/backstage/downloads.ipynb #dd9d2200
 def cache_folder(
     root=None, # a folder, or None
 ):             # Path: `root`, or TRANSFER_COURSE_CACHE, or ~/.cache/transfer_course
@@ -41,7 +41,7 @@ def is_right(
     "Tell whether the file is there, whole, and the right one. Raises OSError where it may not be read."
     return os.path.isfile(path) and os.path.getsize(path) == size and sha256_of(path) == sha256
 
-# %% ../../nbs/backstage/downloads.ipynb #a1a19b29
+# %% ../../nbs/backstage/downloads.ipynb #c608523d
 class _Wrong(OSError):
     "What the address sends is not the file."
 
@@ -71,7 +71,7 @@ def _take(url, file, size, timeout, bar):
         said = answer.headers.get('Content-Length', '')
     if at < size and answer.status == 200 and said == str(at): raise _Wrong(f'{at:,} bytes came where {size:,} are expected')
 
-# %% ../../nbs/backstage/downloads.ipynb #48b1067b
+# %% ../../nbs/backstage/downloads.ipynb #a13a45d8
 def _why(error, timeout):
     "What went wrong, in words."
     if isinstance(error, HTTPError): return f'the server answers {error.code} {short(error.reason, 40)}'.rstrip()
@@ -88,7 +88,7 @@ def _fill(url, file, sha256, size, tries, wait, timeout, bar):
         try:
             if file.tell() < size: _take(url, file, size, timeout, bar)
             why = f'the line broke after {megabytes(file.seek(0, 2))} of {megabytes(size)}'
-        except (_Wrong, HTTPError, HTTPException, URLError, TimeoutError, ConnectionError) as e:
+        except (_Wrong, HTTPException, URLError, TimeoutError, ConnectionError, ssl.SSLError) as e:   # HTTPError is a URLError
             why = _why(e, timeout)
             if isinstance(e, _Wrong) or isinstance(e, HTTPError) and e.code == 416: file.truncate(0)
             if isinstance(e, HTTPError) and e.code not in (408, 416, 429) and e.code < 500: return why
@@ -104,7 +104,7 @@ def _locked(file):
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX)
 
-# %% ../../nbs/backstage/downloads.ipynb #40bee384
+# %% ../../nbs/backstage/downloads.ipynb #3657b39a
 def fetch(
     url,           # http or https address
     path,          # where the file shall be
@@ -142,7 +142,7 @@ def fetch(
     raise TaskError(f'{shown(path.name)} could not be fetched from {short(url, 160)}: {why}; check the network and load again{part_kept}, '
                     f'put the file into {shown(path.parent)} yourself{ways}.')
 
-# %% ../../nbs/backstage/downloads.ipynb #6b5fe349
+# %% ../../nbs/backstage/downloads.ipynb #0b4360c7
 class _Limited:
     "A file of which at most `limit` bytes can be read."
     def __init__(self, file, limit, name): self.file, self.left, self.name = file, limit, name
