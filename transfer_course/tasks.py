@@ -311,19 +311,19 @@ def _photos(n_train, n_valid, n_test, size, seed, root, download, verbose):
     wants = dict(train=n_train, valid=.2 if n_valid is None else n_valid, test=n_test)
     return _deal(pictures, ['cat', 'dog'], 'pet photographs', f'Oxford-IIIT Pet in {shown(folder)}', wants, size, seed, skip, skipped, verbose)
 
-# %% ../nbs/02_the_task.ipynb #533bbdb1
+# %% ../nbs/02_the_task.ipynb #e0aabbf2
 def _hold_out(t, groups, free, want, part, salt, left):
     "(rows of one split in the order of a queue, rows of the groups it used up). Raises TaskError."
-    labels, exact = t.labels[free], isinstance(want, (int, np.integer))
-    n, queue = share_of(want, len(t), part, len(t.classes)), stratified_order(labels, [t.ids[r] for r in free], salt)
-    if t.groups is None: chosen = next_groups(queue.tolist(), [groups[r] for r in free], n)
-    else:
-        held = whole_groups(labels, [groups[r] for r in free], n, salt, left, exact)
+    n, exact = share_of(want, len(t), part, len(t.classes)), isinstance(want, (int, np.integer))
+    labels, keys, chosen = t.labels[free], [groups[r] for r in free], []
+    def queue(rows): return [rows[i] for i in stratified_order(labels[rows], [t.ids[free[r]] for r in rows], salt)]
+    if t.groups is None: chosen = next_groups(queue(np.arange(len(free))), keys, n)   # a row added tomorrow does not shuffle the others
+    if len(chosen) < n * exact or len({*labels[chosen]}) < len(t.classes):
+        held = whole_groups(labels, keys, n, salt, left, exact)
         if held is None:
-            raise TaskError(f'No choice of whole groups in {t.where} gives {part} {n:,} texts and every split every class: '
+            raise TaskError(f'No choice of whole groups in {t.where} gives {n:,} texts to {part} and every class to every split: '
                             'ask for another size, or name another group=.')
-        chosen = [r for r in queue.tolist() if held[r]]
-    if exact and len(chosen) < n: raise TaskError(f'{n:,} texts are wanted for {part}, and {len(chosen):,} are left for it in {t.where}: ask for fewer.')
+        chosen = queue(np.flatnonzero(held))
     return free[chosen[:n] if exact else chosen], free[chosen]
 
 def _part_texts(t, copy, wants, seeds):

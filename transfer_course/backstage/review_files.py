@@ -6,7 +6,7 @@
 __all__ = ['ARCHIVE', 'MEMBER', 'SHA256', 'SIZE', 'ADDRESS', 'PRODUCTS', 'written_reviews', 'find_archive', 'product_of',
            'rated_texts', 'amazon_reviews']
 
-# %% ../../nbs/backstage/review_files.ipynb #2e838d8c
+# %% ../../nbs/backstage/review_files.ipynb #31508aad
 import re
 
 import numpy as np
@@ -16,7 +16,7 @@ from .downloads import cache_folder, fetch, is_right, read_member
 from .pictures import TaskError, shown
 from .tables import SENTIMENT, Texts, read_table, texts_of
 
-# %% ../../nbs/backstage/review_files.ipynb #b763cfe0
+# %% ../../nbs/backstage/review_files.ipynb #1d74e1a2
 def written_reviews(
     group='product', # or 'category': what stays together
 ):                   # Texts
@@ -27,7 +27,7 @@ def written_reviews(
     frame, _, skipped = read_table(path)
     return texts_of(frame, "the course's own reviews.csv", 'text', 'label', group, SENTIMENT, skipped)
 
-# %% ../../nbs/backstage/review_files.ipynb #b6f11644
+# %% ../../nbs/backstage/review_files.ipynb #8e91bd25
 ARCHIVE, MEMBER = 'hutto_ICWSM_2014.tar.gz', 'hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt'
 SHA256, SIZE = 'd5bb07d87474b3eb8d30b4deccbc23f19d742a6c5718fbacc65485b70b95c5fa', 2_338_514
 ADDRESS = f'https://raw.githubusercontent.com/cjhutto/vaderSentiment/18c86513ea60b02fce8f3b1b598da43042d91b08/additional_resources/{ARCHIVE}'
@@ -56,7 +56,7 @@ def product_of(
     "Name the product that a review is about."
     return PRODUCTS[min(last for last in PRODUCTS if last >= review)]
 
-# %% ../../nbs/backstage/review_files.ipynb #9bda0ce0
+# %% ../../nbs/backstage/review_files.ipynb #966765a7
 def rated_texts(
     data,           # bytes: a sentence a line, with its name, the mean of its ratings, and the text between tabs
     group='review', # or 'product': what stays together
@@ -72,7 +72,8 @@ def rated_texts(
         review = int(fields[0].split('_')[0])
         for key, value in zip(out, (fields[0], float(fields[1]), fields[2], str(review), product_of(review))): out[key].append(value)
     rating = np.array(out['rating']); labels = 1 + (rating >= .5) - (rating <= -.5)
-    return Texts(out['text'], labels, out['ids'], list(SENTIMENT), out[group], dict(product=out['product'], review=out['review'], rating=out['rating']), where=where)
+    extra = {k: out[k] for k in ('product', 'review', 'rating')}
+    return Texts(out['text'], labels, out['ids'], list(SENTIMENT), out[group], extra, where=where)
 
 def amazon_reviews(
     group='review', # or 'product': what stays together
