@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cache_folder', 'sha256_of', 'is_right', 'fetch', 'read_member']
 
-# %% ../../nbs/backstage/downloads.ipynb #7440e848
+# %% ../../nbs/backstage/downloads.ipynb #f1e096cb
 import gzip, hashlib, os, re, shutil, ssl, tarfile, time, zlib
 from contextlib import suppress
 from http.client import HTTPException
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .pictures import TaskError, megabytes, short, shown
 
-# %% ../../nbs/backstage/downloads.ipynb #dd9d2200
+# %% ../../nbs/backstage/downloads.ipynb #4fc1f1af
 def cache_folder(
     root=None, # a folder, or None
 ):             # Path: `root`, or TRANSFER_COURSE_CACHE, or ~/.cache/transfer_course
@@ -41,7 +41,7 @@ def is_right(
     "Tell whether the file is there, whole, and the right one. Raises OSError where it may not be read."
     return os.path.isfile(path) and os.path.getsize(path) == size and sha256_of(path) == sha256
 
-# %% ../../nbs/backstage/downloads.ipynb #c608523d
+# %% ../../nbs/backstage/downloads.ipynb #245b79c0
 class _Wrong(OSError):
     "What the address sends is not the file."
 
@@ -71,7 +71,7 @@ def _take(url, file, size, timeout, bar):
         said = answer.headers.get('Content-Length', '')
     if at < size and answer.status == 200 and said == str(at): raise _Wrong(f'{at:,} bytes came where {size:,} are expected')
 
-# %% ../../nbs/backstage/downloads.ipynb #a13a45d8
+# %% ../../nbs/backstage/downloads.ipynb #97dbd6d0
 def _why(error, timeout):
     "What went wrong, in words."
     if isinstance(error, HTTPError): return f'the server answers {error.code} {short(error.reason, 40)}'.rstrip()
@@ -104,7 +104,7 @@ def _locked(file):
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX)
 
-# %% ../../nbs/backstage/downloads.ipynb #3657b39a
+# %% ../../nbs/backstage/downloads.ipynb #633515d8
 def fetch(
     url,           # http or https address
     path,          # where the file shall be
@@ -142,7 +142,7 @@ def fetch(
     raise TaskError(f'{shown(path.name)} could not be fetched from {short(url, 160)}: {why}; check the network and load again{part_kept}, '
                     f'put the file into {shown(path.parent)} yourself{ways}.')
 
-# %% ../../nbs/backstage/downloads.ipynb #0b4360c7
+# %% ../../nbs/backstage/downloads.ipynb #d3f52c53
 class _Limited:
     "A file of which at most `limit` bytes can be read."
     def __init__(self, file, limit, name): self.file, self.left, self.name = file, limit, name
@@ -160,12 +160,14 @@ def read_member(
     "Read one file of an archive, without writing anything. Raises TaskError."
     what = f'{shown(member)} in the archive {shown(Path(archive).name)}'
     try:
-        with gzip.open(archive) as packed, tarfile.open(fileobj=_Limited(packed, most, Path(archive).name), mode='r|') as tar:
+        with gzip.open(archive) as packed, tarfile.open(fileobj=(limited := _Limited(packed, most, Path(archive).name)), mode='r|') as tar:
             for entry in tar:
                 if entry.name != member: continue
                 if not entry.isreg() or entry.issparse(): raise TaskError(f'{what} is a link or a device and no plain file: fetch the archive anew.')
                 if not 0 <= entry.size <= most: raise TaskError(f'{what} says that it has {entry.size:,} bytes: fetch the archive anew.')
-                return tar.extractfile(entry).read()
+                data = tar.extractfile(entry).read()
+                while limited.read(1 << 16): pass   # the checksum of the whole stands at its end
+                return data
     except TaskError: raise
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, OverflowError, MemoryError) as e:
         raise TaskError(f'{what} cannot be read ({short(str(e) or type(e).__name__, 80)}): fetch the archive anew.') from None
