@@ -341,15 +341,16 @@ def _part_texts(t, copy, wants, seeds):
     parts['train'] = free[stratified_order(t.labels[free], [t.ids[r] for r in free], seeds[1])][:n]
     return {part: parts[part] for part in ('train', 'valid', 'test')}
 
-# %% ../nbs/02_the_task.ipynb #8f647ba0
+# %% ../nbs/02_the_task.ipynb #83db176e
 def _check_texts(t, groups, by, parts=None):
     "Raise TaskError where a class is in too few groups for three splits, or is missing in a split."
-    k, unit = len(set(groups)), f'group{"s" * (len(set(groups)) > 1)} in all'
-    if by and k < 3: raise TaskError(f'{by} has {k} {unit}, and three splits take three at least: name another group=, or leave it out.')
+    if by and (k := len(set(groups))) < 3:
+        raise TaskError(f'{by[0].upper()}{by[1:]} has {k} group{"s" * (k > 1)}, and three splits take three at least: name another group=, or leave it out.')
     for c, name in enumerate(t.classes):
-        n, what = len({g for g, y in zip(groups, t.labels) if y == c}), f'groups by {by}' if by else f'different texts in {t.where}'
+        n, what = len({g for g, y in zip(groups, t.labels) if y == c}), f'groups of {by}' if by else f'different texts of {t.where}'
         if n < 3:
-            raise TaskError(f'Class {shown(name, 40)} has {n} {what}, and each of the three splits needs one: add some, or join classes with classes=.')
+            raise TaskError(f'Class {shown(name, 40)} is in {n} of the {what}, and each of the three splits needs one: '
+                            'add some, or join classes with classes=.')
         for part, rows in (parts or {}).items():
             if c not in t.labels[rows]:
                 raise TaskError(f'No text of class {shown(name, 40)} is left for {part} in {t.where}: ask for other sizes, '
@@ -364,7 +365,7 @@ def _said_texts(t, parts, copy, seeds, by):
     for r in rows: of.setdefault(copy[r], set()).add(t.labels[r])
     if again:
         clash = sum(len(labels) > 1 for labels in of.values())
-        notes.append(f'{again:,} say what another says, or nearly' + (f', {clash:,} under two labels' if clash else ''))
+        notes.append(f'{again:,} of them say what another says, or nearly' + (f', {clash:,} under two labels' if clash else ''))
     if max(words) > 1000: notes.append(f'the longest text has {max(words):,} words, and networks read the first few hundred')
     if t.skipped: notes.append(f'rows left out: {len(t.skipped):,}, see .skipped')
     split = f'split by {by}' if by else 'copies kept together'
@@ -378,6 +379,8 @@ def _text_task(t, name, by, wants, seed, test_seed, near=.6):
     copy, seeds = same_text(t.texts, near), (f'{test_seed} test' if test_seed else 'test', seed)
     groups = t.groups or [t.ids[i] for i in copy]
     _check_texts(t, groups, by)
+    taken = sum(share_of(wants[part], len(t), part, len(t.classes)) for part in ('valid', 'test'))
+    if taken > len(t) - len(t.classes): raise TaskError(f'Valid and test take {taken:,} of the {len(t):,} texts, and train needs one a class: ask for less.')
     parts = _part_texts(t, copy, wants, seeds)
     _check_texts(t, groups, by, parts)
     def take(values, rows): return [values[r] for r in rows]

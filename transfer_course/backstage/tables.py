@@ -6,7 +6,7 @@
 __all__ = ['SENTIMENT', 'decoded', 'read_table', 'column', 'read_texts', 'Label', 'as_label', 'read_labels', 'same_text',
            'whole_groups', 'Texts', 'texts_of', 'share_of']
 
-# %% ../../nbs/backstage/tables.ipynb #e48be0fe
+# %% ../../nbs/backstage/tables.ipynb #fa06136b
 import csv, hashlib, io, json, os, re, unicodedata, zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ import numpy as np
 
 from .pictures import TaskError, short, shown, whole
 
-# %% ../../nbs/backstage/tables.ipynb #f41320e6
+# %% ../../nbs/backstage/tables.ipynb #f9bb6e6a
 _MARKS = (b'\xff\xfe\0\0', 'utf-32'), (b'\0\0\xfe\xff', 'utf-32'), (b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'), (b'\xef\xbb\xbf', 'utf-8-sig')
 
 def _around(data, at, encoding):
@@ -47,7 +47,7 @@ def decoded(
         raise TaskError(f'Line {line:,} of {where} holds a NUL character: the file is damaged; save it anew.')
     return text
 
-# %% ../../nbs/backstage/tables.ipynb #29ac91e6
+# %% ../../nbs/backstage/tables.ipynb #a21ae916
 def _separator(text, sep):
     "`sep`, or the one that the first line has most of."
     first = re.split(r'[\r\n]', text.lstrip('\r\n'), maxsplit=1)[0]
@@ -81,7 +81,7 @@ def _from_csv(text, where, sep, quotes):
                             'put a text that holds the separator into quotes, or mend the line.')
     return pd.DataFrame([row[:len(header)] for _, row in rows], columns=header, dtype=object)
 
-# %% ../../nbs/backstage/tables.ipynb #094f13c5
+# %% ../../nbs/backstage/tables.ipynb #2f99067b
 def _from_json(text, where):
     "A DataFrame from JSON: one object a line, or a list of objects. Raises TaskError."
     import pandas as pd
@@ -118,6 +118,8 @@ def _file(path, sep, encoding, quotes):
     if kind in ('.jsonl', '.ndjson', '.json'): return _from_json(text, where)
     return _from_csv(text, where, sep or ('\t' if kind in ('.tsv', '.tab') else None), quotes)
 
+def _first(text): return text[:1].upper() + text[1:]
+
 def _headers(frame):
     "Row numbers of header lines that came again."
     names = frame.columns.tolist()
@@ -139,10 +141,10 @@ def read_table(
     frame = frame.set_axis([str(c).strip() for c in frame.columns], axis=1).set_axis(range(1, len(frame) + 1), axis=0)
     again = _headers(frame)
     skipped, frame = [(f'row {i}', 'the header once more: two files in one?') for i in again], frame.drop(index=again)
-    if not len(frame): raise TaskError(f'{where} has a header and no rows: fill it.')
+    if not len(frame): raise TaskError(f'{_first(where)} has no rows: fill it.')
     return frame, where, skipped
 
-# %% ../../nbs/backstage/tables.ipynb #dd8228a3
+# %% ../../nbs/backstage/tables.ipynb #3c723498
 def column(
     frame, # DataFrame
     name,  # of the column that is wanted
@@ -151,7 +153,7 @@ def column(
 ):         # list of its values
     "Take one column. Raises TaskError, which names those that are like it."
     names, name = list(frame.columns), str(name).strip()
-    if names.count(name) > 1: raise TaskError(f'{where} has {names.count(name)} columns {shown(name, 40)}: rename all but one.')
+    if names.count(name) > 1: raise TaskError(f'{_first(where)} has {names.count(name)} columns {shown(name, 40)}: rename all but one.')
     if name in names: return frame[name].tolist()
     low = {c.lower(): c for c in names}
     near = [low[c] for c in get_close_matches(name.lower(), list(low), 1, .6)]
@@ -159,7 +161,7 @@ def column(
     raise TaskError(f'There is no column {shown(name, 40)} in {where}, which has {there}: '
                     + (f'say {what}={shown(near[0], 40)} if that is the one.' if near else f'name the one you mean with {what}=.'))
 
-def _missing(value): return value is None or value != value or type(value).__name__ in ('NAType', 'NaTType')
+def _missing(value): return value is None or type(value).__name__ in ('NAType', 'NaTType') or isinstance(value, Real) and value != value
 
 def _number(text):
     "The number that a text is, or None."
@@ -186,7 +188,7 @@ def read_texts(
         raise TaskError(f'All of {what} are numbers, for example {shown(there[0], 20)}: name the column of texts with text=.')
     return out, skipped
 
-# %% ../../nbs/backstage/tables.ipynb #b5057fe2
+# %% ../../nbs/backstage/tables.ipynb #d37affc8
 _NONE = {'', 'nan', 'na', 'n/a', '#n/a', '<na>', 'null'}
 _STARS = re.compile(r'([★⭐🌟])\ufe0f?(?:\1\ufe0f?)*[☆✩]*|([☆✩]+)|(\d+(?:\.5)?)\s*(?:stars?|/\s*5|out of\s*5)', re.I)
 
@@ -215,7 +217,7 @@ def as_label(
     if number is None: return Label('word', value.casefold(), value)
     return Label('number', number, f'{number:.12g}')
 
-# %% ../../nbs/backstage/tables.ipynb #7740a84e
+# %% ../../nbs/backstage/tables.ipynb #70904bf4
 SENTIMENT = 'negative', 'neutral', 'positive'
 _WORDS = dict(negative=0, neg=0, bad=0, neutral=1, neu=1, mixed=1, positive=2, pos=2, good=2)
 
@@ -233,7 +235,7 @@ def _sentiment(labels, what):
         if 'stars' in kinds or keys <= {1., 2., 3., 4., 5.} and max(keys) > 3:
             if keys <= {1., 2., 3., 4., 5.}: return {1.: 0, 2.: 0, 3.: 1, 4.: 2, 5.: 2}, '1 and 2 stars read as negative, 3 as neutral, 4 and 5 as positive'
     example = ', '.join(shown(l.name, 20) for l in sorted(set(labels), key=lambda l: l.name)[:4])
-    raise TaskError(f"{what} holds {example}, which 'sentiment' cannot read for certain: give classes= a dict such as {{0: 'negative', 1: 'positive'}}.")
+    raise TaskError(f"{_first(what)} holds {example}, which 'sentiment' cannot tell apart: give classes= a dict such as {{0: 'negative', 1: 'positive'}}.")
 
 def _from_list(labels, names, what):
     "{key: class} for a list of names. Raises TaskError."
@@ -250,12 +252,13 @@ def _own(labels, what):
     if 'stars' in kinds: kinds.pop('number', None)
     if len(kinds) > 1:
         (a, (i, x)), (b, (j, y)) = list(kinds.items())[:2]
-        raise TaskError(f'{what} mixes kinds: row {i:,} has the {a} {shown(x.name, 20)}, row {j:,} the {b} {shown(y.name, 20)}; '
+        raise TaskError(f'{_first(what)} mixes kinds: row {i:,} has the {a} {shown(x.name, 20)}, row {j:,} the {b} {shown(y.name, 20)}; '
                         'mend them, or say with classes= what each means.')
     if kinds.keys() == {'number'} and (odd := next((l for l in first.values() if l.key % 1 != 0), None)):
-        raise TaskError(f'{what} holds measurements such as {odd.name} and no classes: turn them into classes first.')
+        raise TaskError(f'{_first(what)} holds measurements such as {odd.name} and no classes: turn them into classes first.')
     if len(first) > 20 and len(first) > len(labels) / 3:
-        raise TaskError(f'{what} has {len(first):,} different values in {len(labels):,} rows, which are no classes: name the column of labels with label=.')
+        raise TaskError(f'{_first(what)} has {len(first):,} different values in {len(labels):,} rows, which are no classes: '
+                        'name the column of labels with label=.')
     written = {}
     for _, l in labels: written.setdefault(l.key, Counter())[l.name] += 1
     if 'stars' in kinds: names = {k: Label('stars', k, f'{k:g} star' + 's' * (k != 1)).name for k in written}
@@ -264,7 +267,7 @@ def _own(labels, what):
     order = sorted(names)
     return [names[k] for k in order], {k: i for i, k in enumerate(order)}, f'{"; ".join(said[:3])} read as one' if said else ''
 
-# %% ../../nbs/backstage/tables.ipynb #a4020525
+# %% ../../nbs/backstage/tables.ipynb #78c97e8a
 def read_labels(
     values,       # list of anything
     rows,         # their row numbers
@@ -297,7 +300,7 @@ def read_labels(
         if out[-1] is None: skipped.append((f'row {row}', 'a label that classes= leaves out' if l else 'no label'))
     if classes == 'sentiment' or classes is None: names, out = _used(names, out)
     if (one := {y for y in out if y is not None}) and len(one) < 2:
-        raise TaskError(f'{what} has one class only, {shown(names[min(one)], 40)}, and telling apart takes two: add rows of another class.')
+        raise TaskError(f'{_first(what)} has one class only, {shown(names[min(one)], 40)}, and telling apart takes two: add rows of another class.')
     return out, names, skipped, said
 
 def _used(names, numbers):
@@ -305,7 +308,7 @@ def _used(names, numbers):
     used = sorted({y for y in numbers if y is not None})
     return [names[i] for i in used], [None if y is None else used.index(y) for y in numbers]
 
-# %% ../../nbs/backstage/tables.ipynb #0704b398
+# %% ../../nbs/backstage/tables.ipynb #3f3a1876
 def _runs(words, k=3):
     "Hashes of the runs of k words; the same in every process."
     return {zlib.crc32(' '.join(words[i:i + k]).encode('utf-8', 'replace')) for i in range(len(words) - k + 1)}
@@ -333,7 +336,7 @@ def same_text(
             filed[key].append(i)
     return [root(i) for i in out]
 
-# %% ../../nbs/backstage/tables.ipynb #f4b60758
+# %% ../../nbs/backstage/tables.ipynb #124bd17e
 def whole_groups(
     labels,      # int [n]
     groups,      # n keys
@@ -346,17 +349,19 @@ def whole_groups(
     labels = np.asarray(labels)
     names, g = np.unique(np.asarray([str(k) for k in groups], dtype=object), return_inverse=True)
     counts = np.zeros((len(names), labels.max() + 1)); np.add.at(counts, (g, labels), 1)
-    share, best = counts.sum(0) / len(labels), (np.inf, None)
+    share, found = counts.sum(0) / len(labels), []
     for attempt in range(max(1, min(200, 200_000 // len(names)))):
         tickets = [hashlib.sha256(f'{salt}\0{attempt}\0{k}'.encode('utf-8', 'backslashreplace')).digest() for k in names]
         order = np.array(sorted(range(len(names)), key=tickets.__getitem__))
         sums, there = counts[order].cumsum(0), (counts[order] > 0).cumsum(0)
         size, fits = sums.sum(1), (there >= 1).all(1) & (there[-1] - there >= left).all(1)
         cost = np.abs(sums - n * share).sum(1) + np.where(fits & ((size >= n) | (not least)), 0, np.inf)
-        if cost.min() < best[0]: best = cost.min(), order[:cost.argmin() + 1]
-    return None if best[1] is None else np.isin(g, best[1])
+        found.append((cost.min(), order[:cost.argmin() + 1]))
+        if found[-1][0] <= .02 * n: break
+    most = 1.5 * min(cost for cost, _ in found) + .01 * n   # not the nearest of all: that would be the same for every salt
+    return next((np.isin(g, front) for cost, front in found if cost <= most < np.inf), None)
 
-# %% ../../nbs/backstage/tables.ipynb #31568446
+# %% ../../nbs/backstage/tables.ipynb #d0eee824
 @dataclass
 class Texts:
     "The usable rows of a table."
@@ -386,20 +391,25 @@ def texts_of(
     rows, names = frame.index.tolist(), dict(text=text, label=label) | ({} if group is None else dict(group=group))
     values = {what: column(frame, name, what, where) for what, name in names.items()}
     texts, no_text = read_texts(values['text'], rows, f'column {shown(text, 40)} in {where}')
+    _enough(no_text, rows, where, skipped)
     given = [None if t is None else v for t, v in zip(texts, values['label'])]   # so that a class without a text is none
     labels, classes, no_label, said = read_labels(given, rows, f'column {shown(label, 40)} in {where}', classes)
     keep = [i for i, (t, y) in enumerate(zip(texts, labels)) if t is not None and y is not None]
     bad = {row: reason for row, reason in (*no_label, *no_text)}   # one reason a row
-    if len(keep) < len(rows) / 2:
-        row, reason = next(iter(bad.items()))
-        raise TaskError(f'{len(bad):,} of {len(rows):,} rows of {where} cannot be used, for example {row}, {reason}: name other columns, or mend them.',
-                        skipped=[*skipped, *bad.items()])
+    _enough(bad.items(), rows, where, skipped)
     def take(values): return [values[i] for i in keep]
     groups, alone = _groups(take(values['group']), take(rows)) if group is not None else (None, 0)
     notes = [said] * bool(said) + [f'{alone:,} rows without a group stand alone'] * bool(alone)
     others = [c for c in frame.columns if c not in (str(text).strip(), str(label).strip()) and list(frame.columns).count(c) == 1]
     return Texts(take(texts), np.array(take(labels), np.int64), [str(r) for r in take(rows)], classes, groups,
                  {c: take(frame[c].tolist()) for c in others}, [*skipped, *bad.items()], notes, where)
+
+def _enough(bad, rows, where, skipped):
+    "Raise TaskError where more than half of the rows cannot be used: the rest would be another task."
+    if len(bad) > len(rows) / 2:
+        row, reason = next(iter(bad))
+        raise TaskError(f'{len(bad):,} of {len(rows):,} rows of {where} cannot be used, for example {row}, {reason}: name other columns, or mend them.',
+                        skipped=[*skipped, *bad])
 
 def _groups(values, rows):
     "(keys, how many had none): a row without a group is a group of its own."
