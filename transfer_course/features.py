@@ -210,7 +210,8 @@ def caching_pays(
 ):              # (bool, reason in one sentence)
     "Decide whether to compute the part below a cut once: it must save a tenth of the arithmetic or more, and fit."
     cost, n = cost_of_cut(model, inputs, cut, epochs, views, dtype), count(inputs)
-    if isinstance(ids := _as_tokens(model, getattr(inputs, 'inputs', inputs)), Tokens): n = len(ids.flat) / ids.sizes[0].item()   # by tokens: texts differ in length
+    ids = _as_tokens(model, getattr(inputs, 'inputs', inputs))
+    if isinstance(ids, Tokens): n = len(ids.flat) / ids.sizes[0].item()     # texts differ in length, and the costs are those of the first
     passes = f'{views or 1} view{"s" * ((views or 1) > 1)}'
     cut, size, what = cost['cut'], cost['bytes'] * n, f'{cost["saving"]:.1f} times less arithmetic in {epochs} epoch{"s" * (epochs != 1)}'
     if not cost['below']: return False, f'No arithmetic is done below {cut!r}, so there is nothing to keep.'

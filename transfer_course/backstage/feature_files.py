@@ -304,5 +304,6 @@ def hashed_data(inputs):
 def described(thing):
     "Class or function, and its settings, in words without addresses in memory."
     name = getattr(thing, '__qualname__', type(thing).__qualname__)
-    settings = getattr(thing, 'settings', None) or getattr(thing, '__dict__', {}) | {k: getattr(thing, k) for k in ('func', 'args', 'keywords') if hasattr(thing, k)}
+    parts = {k: getattr(thing, k) for k in ('func', 'args', 'keywords') if hasattr(thing, k)}
+    settings = getattr(thing, 'settings', None) or getattr(thing, '__dict__', {}) | parts
     return re.sub(r' at 0x[0-9a-fA-F]+', '', f'{name} {sorted((k, repr(v)) for k, v in settings.items())}')

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['POOLS', 'FAMILIES', 'TEXT_KINDS', 'ALIASES', 'TextInput', 'TextEmbeddings', 'TextLayer', 'TextPool', 'TextModelError',
            'cut_into_stages', 'positions_of', 'words_of', 'read_config', 'read_network', 'random_network',
-           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum']
+           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum', 'like_lengths']
 
-# %% ../../nbs/backstage/text_models.ipynb #b1fd00af
+# %% ../../nbs/backstage/text_models.ipynb #640a2ebd
 import copy, hashlib, importlib.metadata, os, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-# %% ../../nbs/backstage/text_models.ipynb #dac6a1b6
+# %% ../../nbs/backstage/text_models.ipynb #de3bbcd0
 class TextInput:
     "Turns texts into what a backbone takes: ids and mask, filled up behind to the longest text of the batch."
     def __init__(self,
@@ -68,7 +68,7 @@ class TextInput:
                           '.preprocess.cut of the model counts.', stacklevel=3)
         self._cut.update(map(hash, cut))
 
-# %% ../../nbs/backstage/text_models.ipynb #eabef6f7
+# %% ../../nbs/backstage/text_models.ipynb #57e0a874
 class TextEmbeddings(nn.Module):
     "The first stage of a text network: vectors of tokens and of their positions."
     def __init__(self,
@@ -111,7 +111,7 @@ class TextLayer(nn.Module):
 
     def extra_repr(self): return f'{self.config.model_type}, heads={self.config.num_attention_heads}, causal={self.causal}'  # weights do not show these
 
-# %% ../../nbs/backstage/text_models.ipynb #bdb7c012
+# %% ../../nbs/backstage/text_models.ipynb #938221db
 POOLS = 'mean', 'cls', 'last'
 
 class TextPool(nn.Module):
@@ -128,7 +128,7 @@ class TextPool(nn.Module):
 
     def extra_repr(self): return self.how
 
-# %% ../../nbs/backstage/text_models.ipynb #297a3076
+# %% ../../nbs/backstage/text_models.ipynb #f5a0ba23
 class TextModelError(RuntimeError):
     "A text network that is missing, damaged, built otherwise, or has no fitting tokenizer."
 
@@ -177,7 +177,7 @@ def words_of(stages):
     words = stages['embeddings'].words
     return words if isinstance(words, nn.Embedding) else words.word_embeddings
 
-# %% ../../nbs/backstage/text_models.ipynb #d1e209fa
+# %% ../../nbs/backstage/text_models.ipynb #dd3f631a
 _TOKENIZERS = 'tokenizer.json', 'vocab.txt', 'vocab.json', 'sentencepiece.bpe.model', 'spiece.model', 'tokenizer.model'
 
 @contextmanager
@@ -258,7 +258,7 @@ def read_tokenizer(
         note = f'it knows no padding token, so {found.convert_ids_to_tokens(pad)!r} fills up, and the mask hides it'
     return TextInput(copy.deepcopy(found.backend_tokenizer), length or min(128, positions), pad), note
 
-# %% ../../nbs/backstage/text_models.ipynb #945b1d69
+# %% ../../nbs/backstage/text_models.ipynb #b6870453
 @dataclass(frozen=True)
 class TextKind:
     "What is known of a text network before anything is loaded."
@@ -325,3 +325,18 @@ def checksum(
     path = (Path(folder)/'model.safetensors').resolve()
     said = kind.sha256 or path.name
     return (path, said) if len(said) == 64 and set(said) <= set('0123456789abcdef') else None
+
+# %% ../../nbs/backstage/text_models.ipynb #f8e0420e
+def like_lengths(
+    sizes,     # int64 [n], tokens of each text
+    batches,   # how many
+    generator, # source of randomness, on the CPU
+    window=50, # most batches that are sorted among themselves
+):             # list of int64 tensors: numbers of the texts in each batch
+    "Deal texts into batches of like length, another way in each epoch."
+    parts, window = torch.randperm(len(sizes), generator=generator).tensor_split(batches), max(1, min(window, batches // 4))
+    out = []
+    for i in range(0, batches, window):
+        rows = torch.cat(parts[i:i + window])
+        out += rows[sizes[rows].argsort(stable=True)].split([len(p) for p in parts[i:i + window]])
+    return [out[i] for i in torch.randperm(batches, generator=generator)]
