@@ -266,10 +266,10 @@ def test_gpt2_has_no_padding_token_and_says_so(folders):
 
 
 def test_length(folder):
-    assert load(folder, length=8).preprocess.length == 8 and load(folder).preprocess.length == 40 and 'cut after 8 tokens' in repr(load(folder, length=8))
-    for wrong in (41, 7, 0, 9.5, True, '16'):
+    assert load(folder, length=8).preprocess.length == 8 and load(folder).preprocess.length == 64 and 'cut after 8 tokens' in repr(load(folder, length=8))
+    for wrong in (65, 7, 0, 9.5, True, '16'):
         with pytest.raises(ValueError) as e: load(folder, length=wrong)
-        one_sentence(e, 'from 8 to 40')
+        one_sentence(e, 'from 8 to 64')
 
 
 def test_settings_of_a_reader_name_all_that_decides_its_work():

@@ -216,15 +216,16 @@ def test_killed_and_resumed_same_bits(bert, stop_after, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('plan', [feature_extraction(2, batch=8), fine_tuning(1, kind='texts', batch=8), gradual_unfreezing(kind='texts', stages=3, last=1, batch=8)],
-                         ids=lambda p: p.name)
+@pytest.mark.parametrize('plan', [feature_extraction(2, batch=8), fine_tuning(1, kind='texts', batch=8),
+                                  gradual_unfreezing(kind='texts', stages=3, last=1, batch=8)], ids=lambda p: p.name)
 def test_the_embeddings_stay_and_cost_nothing(backbone, plan, monkeypatch):
     opts, step = [], training._step
     monkeypatch.setattr(training, '_step', lambda model, x, y, opt, *rest: (step(model, x, y, opt, *rest), opts.append(opt))[0])
     model, history = train(backbone, plan)
     assert same(state(model.stages['embeddings']), state(backbone.stages['embeddings']))
     tables = {id(p) for p in model.stages['embeddings'].parameters()}
-    assert opts and not any(id(p) in tables for o in opts for g in o.param_groups for p in g['params']) and not any(id(p) in tables for o in opts for p in o.state)
+    held = [p for o in opts for g in o.param_groups for p in g['params']] + [p for o in opts for p in o.state]
+    assert held and not any(id(p) in tables for p in held)
     assert all(p.grad is None for p in model.stages['embeddings'].parameters()) and all(g['fused'] for o in opts for g in o.param_groups)
     assert 'embeddings' not in history.rates.columns
 
@@ -278,10 +279,17 @@ def test_plans_by_kind():
     assert [(x.epochs, x.start, x.lr, x.decay) for x in p.phases] == [(3, 'layer0', 1e-4, .9)] and t['lr'] == 1e-4
     assert [x.start for x in gradual_unfreezing(kind='texts', stages=3).phases] == [-1, -2, -3, 'layer0']
     assert [(x.epochs, x.start, x.lr, x.decay) for x in fine_tuning().phases] == [(5, -1, 1e-2, 1.), (15, None, 1e-3, .7)]
-    assert [(x.epochs, x.start, x.lr) for x in fine_tuning(kind='texts', epochs=2, lr=2e-5, start=None, head_epochs=1).phases] == [(1, -1, 1e-2), (2, None, 2e-5)]
+    own = fine_tuning(kind='texts', epochs=2, lr=2e-5, start=None, head_epochs=1)
+    assert [(x.epochs, x.start, x.lr) for x in own.phases] == [(1, -1, 1e-2), (2, None, 2e-5)] and feature_extraction(kind='texts') == feature_extraction()
     assert from_scratch(kind='texts').phases[0].lr == 3e-4 and from_scratch().phases[0].lr == 1e-3
-    for plan in (fine_tuning, from_scratch, gradual_unfreezing):
+    for plan in (fine_tuning, from_scratch, gradual_unfreezing, feature_extraction):
         with pytest.raises(ValueError, match="'pictures' or 'texts'"): plan(kind='sounds')
+
+
+def test_advice_where_memory_runs_out(bert, monkeypatch):
+    def step(*a): raise MemoryError
+    monkeypatch.setattr(training, '_step', step)
+    with pytest.raises(training.TrainingError, match='batch from 8 to 4, cut texts earlier with length='): train(bert, feature_extraction(1, batch=8))
 
 
 def test_texts_that_are_cut_are_in_the_history(folders):
@@ -300,7 +308,8 @@ def test_rate_range_and_history_on_texts(bert, tmp_path):
 
 def test_a_study_on_texts(bert, tmp_path):
     from transfer_course.studies import compare
-    study = compare(a_task(), bert, [feature_extraction(1, batch=8), fine_tuning(1, kind='texts', batch=8)], budgets=[16], seeds=2, folder=tmp_path, progress=False)
+    plans = [feature_extraction(1, batch=8), fine_tuning(1, kind='texts', batch=8)]
+    study = compare(a_task(), bert, plans, budgets=[16], seeds=2, folder=tmp_path, progress=False)
     assert len(study.table()) == 4
 
 

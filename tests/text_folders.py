@@ -42,11 +42,11 @@ def tokenizer_of(family):
 def config_of(family, vocabulary, **more):
     from transformers import BertConfig, DistilBertConfig, GPT2Config, RobertaConfig
     bert = dict(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32)
-    if family == 'bert': return BertConfig(**bert | dict(max_position_embeddings=40) | more)
+    if family == 'bert': return BertConfig(**bert | dict(max_position_embeddings=64) | more)
     if family == 'roberta':
-        return RobertaConfig(**bert | dict(max_position_embeddings=42, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1) | more)
-    if family == 'gpt2': return GPT2Config(**dict(vocab_size=vocabulary, n_embd=16, n_layer=3, n_head=2, n_positions=40, bos_token_id=0, eos_token_id=0) | more)
-    return DistilBertConfig(**dict(vocab_size=vocabulary, dim=16, n_layers=3, n_heads=2, hidden_dim=32, max_position_embeddings=40) | more)
+        return RobertaConfig(**bert | dict(max_position_embeddings=66, pad_token_id=1, bos_token_id=0, eos_token_id=2, type_vocab_size=1) | more)
+    if family == 'gpt2': return GPT2Config(**dict(vocab_size=vocabulary, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0) | more)
+    return DistilBertConfig(**dict(vocab_size=vocabulary, dim=16, n_layers=3, n_heads=2, hidden_dim=32, max_position_embeddings=64) | more)
 
 
 def save_folder(family, folder, seed=0, spread=.3, **more):

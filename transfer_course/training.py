@@ -105,8 +105,9 @@ def from_scratch(epochs=20, lr=None, kind='pictures', **options):
     return Plan('from scratch', [Phase(epochs, None, lr or usual(kind)['scratch'])], pretrained=False, **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #1fb1b483
-def feature_extraction(epochs=40, lr=3e-3, augment=False, **options):
-    "Train the head alone; without augmentation the frozen part is computed once. `options` are fields of `Plan`."
+def feature_extraction(epochs=40, lr=3e-3, augment=False, kind='pictures', **options):
+    "Train the head alone; without augmentation the frozen part is computed once. The same for each `kind`; `options` are fields of `Plan`."
+    usual(kind)                                             # refuses a kind that there isn't
     return Plan('feature extraction', [Phase(epochs, -1, lr, augment=augment)], **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #9dbc169a
@@ -496,14 +497,15 @@ def _dropout(model, share):
         for hook in hooks: hook.remove()
 
 @contextmanager
-def _advice(plan):
+def _advice(plan, model):
     "Turn an error of memory into a TrainingError that says what to change."
     try: yield
     except (MemoryError, RuntimeError) as e:
         words = 'out of memory', "can't allocate memory", 'not enough memory'
         if not isinstance(e, MemoryError) and not any(w in str(e).lower() for w in words): raise
+        less = 'cut texts earlier with length= of load_backbone' if isinstance(model.preprocess, TextInput) else 'take smaller pictures'
         smaller = f'set its batch from {plan.batch} to {plan.batch // 2}, ' if plan.batch > 1 else ''
-        raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}take smaller pictures or shorter texts, or put the cut higher, '
+        raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}{less}, or put the cut higher, '
                             'so that fewer stages train.') from None
 
 def _fits_texts(model, plan):
@@ -543,7 +545,7 @@ def fit(
     state, interrupted, began, per_epoch = _State(model, plan, seed, device), False, time.perf_counter(), max(1, len(task.train) // plan.batch)
     bar = tqdm(total=plan.epochs * per_epoch, desc=plan.name, unit='step', disable=not progress)
     try:
-        with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan):
+        with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan, model):
             torch.manual_seed(seed)
             if saved: saved.resume(state)
             history = state.history; began -= history.seconds; bar.n = bar.initial = len(history.rows) * per_epoch
@@ -604,7 +606,7 @@ def learning_rate_range(
     phase, model, device, generator = plan.phases[phase], copy.deepcopy(model), device or best_device(), torch.Generator().manual_seed(seed)
     model.to(device, memory_format=torch.channels_last)
     result, mean, rows = RateRange([], [], []), 0., iter(())
-    with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan):
+    with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan, model):
         torch.manual_seed(seed)
         start, inputs, labels, opt = _prepare(model, task, plan, phase, device, _once(model, plan, phase, task.train.inputs)[0])
         model.train()
