@@ -314,6 +314,7 @@ def test_a_study_on_texts(bert, tmp_path):
 
 
 @needs_minilm
+@pytest.mark.slow
 def test_minilm_end_to_end():
     backbone, task = load_backbone('minilm', verbose=False), a_task(24)
     model, history = train(backbone, feature_extraction(20, batch=8), task)
