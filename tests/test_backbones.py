@@ -207,7 +207,7 @@ def test_unknown_name():
 def test_list_is_quick_and_says_what_is_here(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     start = time.perf_counter(); t = list_backbones(); seconds = time.perf_counter() - start
-    assert seconds < 1 and list(t.name) == NAMES and list(t.here) == ['yes'] + ['no'] * 8
+    assert seconds < 1 and list(t.name[:9]) == NAMES and list(t.here[:9]) == ['yes'] + ['no'] * 8    # those that read follow: see test_text_models
     assert set(t.columns) == {'name', 'family', 'year', 'parameters', 'input', 'weights from', 'here'}
     B._cached(B._KINDS['vgg16'].enum).parent.mkdir(parents=True); B._cached(B._KINDS['vgg16'].enum).touch()
     assert list_backbones().set_index('name').here['vgg16'] == 'yes'

