@@ -472,6 +472,19 @@ def _advice(plan):
         raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}take smaller pictures, or put the cut higher, '
                             'so that fewer stages train.') from None
 
+# %% ../nbs/07_fine_tuning.ipynb #a7c0e102
+def _watchers(watch):
+    "The watchers as a list. Raises TypeError for one that can't be called."
+    watch = [] if watch is None else list(watch) if isinstance(watch, (list, tuple)) else [watch]
+    for w in watch:
+        if not callable(w): raise TypeError(f'watch is {w!r:.60}; give something that can be called with a dict of facts, or a list of such.')
+    return watch
+
+def _tell(watch, state, done=False):
+    "Tell every watcher where the fit stands, and shield the training from the random numbers they draw."
+    for w in watch:
+        with torch.random.fork_rng(): w(dict(epoch=len(state.history.rows), epochs=state.plan.epochs, done=done, model=state.model, history=state.history))
+
 # %% ../nbs/07_fine_tuning.ipynb #102efa13
 def fit(
     model,         # StagedModel; it is changed in place and left in inference mode
@@ -482,10 +495,11 @@ def fit(
     device=None,   # 'cpu', 'cuda', …; None takes what is there
     checkpoint=None, # path of a file written after every epoch; a killed fit, called again with a fresh model, goes on from it
     cache=None,    # FeatureCache that several fits share; None: features are kept for this fit alone
+    watch=None,    # called with a dict of facts before the first epoch, after each, and at the end; or a list of such
 ):                 # History
     """Train `model` by `plan`, whose phases freeze and thaw: what was frozen before does not count.
 
-    The same seed on the same machine gives the same weights, bit for bit, also after a kill.
+    The same seed on the same machine gives the same weights, bit for bit, also after a kill, and whoever watches.
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
     longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself; TypeError for what is no
@@ -493,6 +507,7 @@ def fit(
     if not isinstance(plan, Plan): raise TypeError(f'plan is {plan!r:.60}; give a Plan, for example fine_tuning(), with its brackets.')
     if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
     for phase in plan.phases: _once(model, plan, phase)
+    watch = _watchers(watch)
     if not plan.pretrained: model.randomize_(seed)
     saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None
     device = device or best_device()
@@ -504,6 +519,7 @@ def fit(
             torch.manual_seed(seed)
             if saved: saved.resume(state)
             history = state.history; began -= history.seconds; bar.n = bar.initial = len(history.rows) * per_epoch
+            _tell(watch, state)
             while state.phase < len(plan.phases):
                 for row in _phase(state, task, device, bar, cache):
                     history.rows.append(dict(epoch=len(history.rows) + 1) | row)
@@ -511,11 +527,13 @@ def fit(
                     history.seconds, history.kept = time.perf_counter() - began, len(history.rows)
                     bar.set_postfix(valid=f'{row["valid_accuracy"]:.1%}')
                     if saved: saved.write(state)
+                    _tell(watch, state)
                 state.leave()
     except KeyboardInterrupt: interrupted = True; state.go_back(); state.history.stopped = 'interrupted at the keyboard'
     finally: bar.close(); model.eval()
     if saved and not interrupted: saved.remove()
     state.history.seconds = time.perf_counter() - began
+    _tell(watch, state, done=True)
     return state.history
 
 # %% ../nbs/07_fine_tuning.ipynb #0a7b7d65
