@@ -9,7 +9,7 @@ __all__ = ['LOOK', 'GLYPHS', 'WORDS', 'HATCH', 'ASSETS', 'EDITS', 'MOST_EPOCHS',
            'drift_facts', 'drift_twin', 'DriftView', 'choice', 'answer', 'stops_of', 'budget_facts', 'budget_twin',
            'BudgetView']
 
-# %% ../../nbs/backstage/views.ipynb #672de767
+# %% ../../nbs/backstage/views.ipynb #24bc5cf1
 import math
 from dataclasses import dataclass, replace
 from html import escape
@@ -28,7 +28,7 @@ from .pictures import short
 from .plots import color_of
 from ..freezing import is_frozen, stages_of
 
-# %% ../../nbs/backstage/views.ipynb #d67b5b59
+# %% ../../nbs/backstage/views.ipynb #842cb38a
 class ViewError(ValueError):
     "What can't be shown, or an edit that makes no sense; the message says why and what to do."
 
@@ -59,7 +59,7 @@ def _join(names):
     names = [short(n, 40) for n in names]
     return names[0] if len(names) == 1 else f'{", ".join(names[:-1])} and {names[-1]}'
 
-# %% ../../nbs/backstage/views.ipynb #66ff08e2
+# %% ../../nbs/backstage/views.ipynb #423e6bb9
 def tag(
     name,    # of an SVG element
     *kids,   # SVG, already escaped
@@ -117,7 +117,7 @@ def draw_twin(
               role='img', aria_label=short(alt, None), font_family='system-ui, sans-serif')
     return Twin(svg, short(alt, None), text)
 
-# %% ../../nbs/backstage/views.ipynb #1501e8d8
+# %% ../../nbs/backstage/views.ipynb #f351dad5
 ASSETS = Path(str(files('transfer_course')))/'assets'
 
 class View(anywidget.AnyWidget):
@@ -144,7 +144,7 @@ class View(anywidget.AnyWidget):
 
     def __repr__(self): return self.text
 
-# %% ../../nbs/backstage/views.ipynb #49acbb02
+# %% ../../nbs/backstage/views.ipynb #e67a108f
 def rows_of(
     plan,  # Plan
     model, # network with stages, a list of their names, or None
@@ -170,7 +170,7 @@ def row_of(
     if isinstance(start, int) and not isinstance(start, bool) and -len(names) <= start < len(names): return start % len(names)
     raise ViewError(f'There is no stage {short(start, 40)!r}; the stages are {", ".join(short(n, 20) for n in names[:20])}.')
 
-# %% ../../nbs/backstage/views.ipynb #727814d5
+# %% ../../nbs/backstage/views.ipynb #69b37226
 def _span(names, low, high): return short(names[low], 24) if high == low else f'{short(names[low], 24)} to {short(names[high], 24)}'
 
 def _phase_words(p, row, names, rates, number_, of, first, pretrained):
@@ -206,7 +206,7 @@ def timeline_facts(
     return dict(kind='timeline', title=title, sub=sub, words=words, stages=[short(n, 40) for n in names], phases=phases, epochs=plan.epochs,
                 low=number(low), high=number(high), shape=plan.schedule, glyphs=GLYPHS)
 
-# %% ../../nbs/backstage/views.ipynb #5e7777a0
+# %% ../../nbs/backstage/views.ipynb #564722d7
 def _heat(share):
     "Colour of a rate: from pale to vermilion."
     mix = [round(a + (b - a) * share) for a, b in zip((255, 236, 217), (213, 94, 0))]
@@ -242,7 +242,7 @@ def timeline_twin(
     parts += [glyph('train', left + 210, y - 11), label(left + 226, y, f'trains, peak learning rate {rate}')]
     return draw_twin(left + wide + 16, y + 16, parts, ' '.join(facts['words'].splitlines()), facts['words'])
 
-# %% ../../nbs/backstage/views.ipynb #34615e4a
+# %% ../../nbs/backstage/views.ipynb #267a0eaa
 EDITS = ('start', 'epochs', 'rate', 'higher', 'lower', 'longer', 'shorter', 'faster', 'slower', 'insert', 'delete', 'undo')
 _RATES = [float(f'{m}e{e}') for e in range(-8, 1) for m in (1, 2, 5)]
 MOST_EPOCHS, MOST_PHASES = 1000, 12
@@ -285,7 +285,7 @@ def edited(
     try: return replace(plan, phases=phases), phase
     except (TypeError, ValueError) as e: raise ViewError(str(e)) from None
 
-# %% ../../nbs/backstage/views.ipynb #ece94924
+# %% ../../nbs/backstage/views.ipynb #39e57c95
 def progress_facts(
     facts, # what `fit` tells a watcher
     plan,  # the Plan that is shown
@@ -363,7 +363,7 @@ class ThawTimeline(View):
         twin = timeline_twin(self.view); twin.text = self.text
         return twin
 
-# %% ../../nbs/backstage/views.ipynb #a51ade66
+# %% ../../nbs/backstage/views.ipynb #669914b2
 def gram(
     features, # [n, ...]
 ):            # float64 [n, n]: inner products of centred features
@@ -379,7 +379,7 @@ def cka(
     scale = (k.norm() * l.norm()).item()
     return (k * l).sum().item() / scale if scale and math.isfinite(scale) else None
 
-# %% ../../nbs/backstage/views.ipynb #168e7092
+# %% ../../nbs/backstage/views.ipynb #3f60d35b
 def grams_of(
     model,    # network with stages; it is left as it was
     examples, # as the task has them, or as the first stage takes them
@@ -411,7 +411,7 @@ def distance(
     gap, size = (math.sqrt(sum(x.square().sum().item() for x in xs)) for xs in ([a - b for b, a in pairs], [b for b, _ in pairs]))
     return gap / size if size and math.isfinite(gap / size) else None
 
-# %% ../../nbs/backstage/views.ipynb #b3e37e42
+# %% ../../nbs/backstage/views.ipynb #a9425024
 def _state_of(stage):
     "'frozen', 'partly' or 'train'."
     wants = [p.requires_grad for p in stage.parameters()]
@@ -474,7 +474,7 @@ def _broken(r, when):
     what = ' and '.join(f'{r[k + "_moved"]} of {r[k]} {k}' for k in ('parameters', 'buffers') if r[k + '_moved'])
     return f'{short(r["stage"], 40)} is frozen, yet {what} moved by {when}; it trained in between, or the freeze leaks.'
 
-# %% ../../nbs/backstage/views.ipynb #c5310bc0
+# %% ../../nbs/backstage/views.ipynb #147d78f8
 def _row_words(r):
     "Texts of one row: how far, buffers, alike."
     far = 'no parameters' if not r['parameters'] else 'exactly 0' if not r['parameters_moved'] else percent(r['change'])
@@ -522,7 +522,7 @@ def drift_facts(
                 glyphs=GLYPHS,
                 ticks=[dict(at=i / 4, text=t) for i, t in enumerate(('0.01%', '0.1%', '1%', '10%', '100%'))])
 
-# %% ../../nbs/backstage/views.ipynb #c8bf95f9
+# %% ../../nbs/backstage/views.ipynb #d0964518
 def drift_twin(
     facts, # what `drift_facts` gave
     at=-1, # which frame
@@ -550,7 +550,7 @@ def drift_twin(
                            'features alike (CKA)': r['like']} for r in f['rows']])
     return draw_twin(728, y + 16, parts, f'{facts["title"]}. {f["words"]}', f'{f["words"]}\n{table.to_string(index=False)}')
 
-# %% ../../nbs/backstage/views.ipynb #3213da45
+# %% ../../nbs/backstage/views.ipynb #edc95821
 class DriftView(View):
     """How far each stage moved, by relative weight change and by linear CKA of its features, with a slider over snapshots.
 
@@ -589,7 +589,7 @@ class DriftView(View):
         "The snapshot at the slider as a still picture."
         return drift_twin(self.view, self.at)
 
-# %% ../../nbs/backstage/views.ipynb #6276dd8c
+# %% ../../nbs/backstage/views.ipynb #244b8b3b
 def _seconds(s): return f'{s:.2g} s' if s < 10 else f'{s:,.0f} s'
 
 def choice(
@@ -642,7 +642,7 @@ def answer(
                 says=[f'The nearest is {near:,}: {_verdict_words(choices[near])}.',
                       f'Whether that holds at {n:,} nobody measured: run compare with budgets=[{n}].'])
 
-# %% ../../nbs/backstage/views.ipynb #86bd0765
+# %% ../../nbs/backstage/views.ipynb #fe6b17e7
 def stops_of(
     budgets, # numbers of labels
     between=5, beyond=3, # places between two budgets, and beyond each end
@@ -695,7 +695,7 @@ def budget_facts(
                         ', with 95% bands' if seeds[-1] > 1 else '; one seed has no band') +
                       '; the number of labels is on a logarithmic axis; seconds are the median of a run. Measured were only the marked budgets.')
 
-# %% ../../nbs/backstage/views.ipynb #ab171f83
+# %% ../../nbs/backstage/views.ipynb #60fe1705
 def budget_twin(
     facts, # what `budget_facts` gave
     at=0,  # which frame
