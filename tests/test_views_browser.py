@@ -96,6 +96,7 @@ def test_one_tab_stop_with_visible_focus(chromium, name):
     assert page.evaluate('document.activeElement.closest(".tcv") && document.activeElement.getAttribute("role") || document.activeElement.type') in ('slider',
             'range')
     assert page.evaluate('getComputedStyle(document.activeElement).outlineWidth') == '3px'
+    assert page.evaluate('document.activeElement.dataset.lmSuppressShortcuts') == 'true'      # or JupyterLab would take the arrows
     press(page, 'Tab'); assert page.evaluate('document.activeElement.id') == 'after'
     page.context.close()
 
@@ -145,6 +146,7 @@ def test_pointer_drags_edges_and_sets_stages(chromium):
                         ('Undo', lambda p: p.phases[1].lr == 1e-3), ('Epoch more', lambda p: p.phases[1].epochs == 16), ('Thaw one more',
                                 lambda p: p.phases[1].start is None)):
         page.get_by_role('button', name=text).click(); page.wait_for_timeout(60); assert holds(t.plan), text
+        assert page.evaluate('document.activeElement.matches(".handle")'), text
     page.context.close()
 
 

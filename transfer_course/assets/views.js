@@ -26,6 +26,7 @@ const hidden = text => h('span', { class: 'unseen' }, text)
 const row = (...cells) => h('div', { role: 'row', class: 'row' }, ...cells)
 const head = (v, id, ...more) => h('header', {}, h('h3', { id }, v.title), ...more)
 const status = text => h('p', { role: 'status', 'aria-live': 'polite', class: 'says' }, text)
+const own = { 'data-lm-suppress-shortcuts': 'true' }   // JupyterLab leaves the keys of such an element alone
 const times = (n, one) => `${n} ${one}${n === 1 ? '' : 's'}`
 
 // ---- thaw timeline
@@ -41,7 +42,7 @@ function timeline(v, ui, id) {
   const sel = ui.sel = Math.min(ui.sel, phases.length - 1)
   const line = k => now && now.done.length > k ? Math.min(100, 100 * now.done[k] / v.phases[k].epochs) : 0
   const handle = (p, k) => h('div', { role: 'columnheader', class: 'phase' + (k === sel ? ' on' : ''), 'data-p': k },
-    h('div', { role: 'slider', class: 'handle', tabindex: k === sel ? 0 : -1, 'data-p': k, 'aria-label': `Phase ${k + 1}: first stage that trains`, 'aria-orientation': 'vertical',
+    h('div', { ...own, role: 'slider', class: 'handle', tabindex: k === sel ? 0 : -1, 'data-p': k, 'aria-label': `Phase ${k + 1}: first stage that trains`, 'aria-orientation': 'vertical',
       'aria-valuemin': 0, 'aria-valuemax': top, 'aria-valuenow': p.start, 'aria-valuetext': v.phases[k].words, 'aria-describedby': id + 'k' },
     h('b', {}, `Phase ${k + 1}`), h('span', {}, times(p.epochs, 'epoch'), h('i', {}, ` · ${p.first}–${p.first + p.epochs - 1}`))),
     h('span', { class: 'done', style: `width:${line(k)}%` }), h('span', { class: 'edge', 'data-p': k }))
@@ -81,7 +82,7 @@ function steer(root, ask, get, ui, draw) {
   })
   root.addEventListener('click', e => {
     const b = e.target.closest('[data-do]')
-    if (b) ask({ do: b.dataset.do, phase: ui.sel })
+    if (b) { ask({ do: b.dataset.do, phase: ui.sel }); focus() }
   })
   root.addEventListener('pointerdown', e => {
     const at = e.target.closest('[data-p]')
@@ -122,7 +123,7 @@ function steer(root, ask, get, ui, draw) {
 // ---- slider over frames, for drift and budget
 
 const slider = (v, at, id, ...text) => h('div', { class: 'ask' }, h('label', { for: id + 's' }, ...text),
-  h('input', { type: 'range', id: id + 's', min: 0, max: v.frames.length - 1, step: 1, value: at, 'aria-valuetext': v.frames[at].words, disabled: v.frames.length < 2 }))
+  h('input', { ...own, type: 'range', id: id + 's', min: 0, max: v.frames.length - 1, step: 1, value: at, 'aria-valuetext': v.frames[at].words, disabled: v.frames.length < 2 }))
 const table = (heads, rows) => h('div', { class: 'scroll' }, h('table', {}, h('thead', {}, h('tr', {}, heads.map(t => h('th', { scope: 'col' }, t)))), h('tbody', {}, rows)))
 
 function drift(v, ui, id) {
@@ -157,7 +158,7 @@ function budget(v, ui, id) {
 
 function render({ model, el }) {
   const id = 'tcv' + ++count, get = () => model.get('view'), ui = { sel: 0, at: 0, edits: 0 }
-  const root = h('section', { class: 'tcv', 'aria-labelledby': id, 'data-lm-suppress-shortcuts': 'true' })
+  const root = h('section', { class: 'tcv', 'aria-labelledby': id, ...own })
   const draw = () => {
     const v = get(), make = { timeline, drift, budget }[v.kind]
     if (v.frames) ui.at = Math.max(0, Math.min(v.frames.length - 1, model.get('at')))
