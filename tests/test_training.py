@@ -634,3 +634,26 @@ def test_what_is_no_plan_or_has_no_head_is_one_sentence(model, task):
     with pytest.raises(TypeError, match=r'plan is <function fine_tuning.*with its brackets'): fit(model, task, fine_tuning, progress=False)
     with pytest.raises(TypeError, match='A Backbone has no head to train.*attach_head'):
         fit(load_backbone('pocket-resnet', verbose=False), task, fine_tuning(1), progress=False)
+
+
+def test_a_watcher_changes_no_bit_and_hears_of_every_epoch(task):
+    def fresh(): return attach_head(load_backbone('pocket-resnet', pretrained=False), task, dropout=.2)
+    plan, told, seen = Plan('p', [Phase(2, -1, 1e-2), Phase(2, 'layer4', 1e-2)], batch=8, mixup=.2, average=.9), [], []
+    quiet, loud = fresh(), fresh(); fit(quiet, task, plan, progress=False)
+    def nosy(facts): told.append((facts['epoch'], facts['epochs'], facts['done'])); torch.rand(7); torch.manual_seed(5)
+    def look(facts): seen.append({k: v.clone() for k, v in facts['model'].state_dict().items()})
+    history = fit(loud, task, plan, progress=False, watch=[nosy, look])
+    assert all(torch.equal(v, loud.state_dict()[k]) for k, v in quiet.state_dict().items())
+    assert told == [(i, 4, False) for i in range(5)] + [(4, 4, True)] and len(history.rows) == 4
+    assert all(torch.equal(v, seen[-1][k]) for k, v in quiet.state_dict().items())                # the end: averaged weights
+    assert any(not torch.equal(seen[-1][k], seen[-2][k]) for k in seen[-1])                       # after the last epoch: not yet
+
+
+def test_a_watcher_may_end_the_training_and_must_be_callable(model, task):
+    told = []
+    def enough(facts):
+        told.append(facts['done'])
+        if facts['epoch'] == 2 and not facts['done']: raise KeyboardInterrupt
+    history = fit(model, task, Plan('p', [Phase(5, -1, 1e-2)], batch=8), progress=False, watch=enough)
+    assert len(history.rows) == 2 and 'keyboard' in history.stopped and told == [False, False, False, True]
+    with pytest.raises(TypeError, match='watch is 3'): fit(model, task, Plan('p', [Phase(1)]), progress=False, watch=3)

@@ -516,6 +516,19 @@ def _fits_texts(model, plan):
         warnings.warn(f"Plan {plan.name!r} trains layers of {model.backbone} at up to {fast:.2g}, which suits pictures and makes a text network forget: "
                       f"rates near {usual('texts')['lr']:.0e} keep what it knows, as fine_tuning(kind='texts') has them.", stacklevel=3)
 
+# %% ../nbs/07_fine_tuning.ipynb #a7c0e102
+def _watchers(watch):
+    "The watchers as a list. Raises TypeError for one that can't be called."
+    watch = [] if watch is None else list(watch) if isinstance(watch, (list, tuple)) else [watch]
+    for w in watch:
+        if not callable(w): raise TypeError(f'watch is {w!r:.60}; give something that can be called with a dict of facts, or a list of such.')
+    return watch
+
+def _tell(watch, state, done=False):
+    "Tell every watcher where the fit stands, and shield the training from the random numbers they draw."
+    for w in watch:
+        with torch.random.fork_rng(): w(dict(epoch=len(state.history.rows), epochs=state.plan.epochs, done=done, model=state.model, history=state.history))
+
 # %% ../nbs/07_fine_tuning.ipynb #102efa13
 def fit(
     model,         # StagedModel; it is changed in place and left in inference mode
@@ -526,10 +539,11 @@ def fit(
     device=None,   # 'cpu', 'cuda', …; None takes what is there
     checkpoint=None, # path of a file written after every epoch; a killed fit, called again with a fresh model, goes on from it
     cache=None,    # FeatureCache that several fits share; None: features are kept for this fit alone
+    watch=None,    # called with a dict of facts before the first epoch, after each, and at the end; or a list of such
 ):                 # History
     """Train `model` by `plan`, whose phases freeze and thaw: what was frozen before does not count.
 
-    The same seed on the same machine gives the same weights, bit for bit, also after a kill.
+    The same seed on the same machine gives the same weights, bit for bit, also after a kill, and whoever watches.
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
     longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself; TypeError for what is no
@@ -538,6 +552,7 @@ def fit(
     if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
     for phase in plan.phases: _once(model, plan, phase)
     if isinstance(model.preprocess, TextInput): _fits_texts(model, plan)
+    watch = _watchers(watch)
     if not plan.pretrained: model.randomize_(seed)
     saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None
     device = device or best_device()
@@ -549,6 +564,7 @@ def fit(
             torch.manual_seed(seed)
             if saved: saved.resume(state)
             history = state.history; began -= history.seconds; bar.n = bar.initial = len(history.rows) * per_epoch
+            _tell(watch, state)
             while state.phase < len(plan.phases):
                 for row in _phase(state, task, device, bar, cache):
                     history.rows.append(dict(epoch=len(history.rows) + 1) | row)
@@ -556,11 +572,13 @@ def fit(
                     history.seconds, history.kept = time.perf_counter() - began, len(history.rows)
                     bar.set_postfix(valid=f'{row["valid_accuracy"]:.1%}')
                     if saved: saved.write(state)
+                    _tell(watch, state)
                 state.leave()
     except KeyboardInterrupt: interrupted = True; state.go_back(); state.history.stopped = 'interrupted at the keyboard'
     finally: bar.close(); model.eval()
     if saved and not interrupted: saved.remove()
     state.history.seconds = time.perf_counter() - began
+    _tell(watch, state, done=True)
     return state.history
 
 # %% ../nbs/07_fine_tuning.ipynb #0a7b7d65
