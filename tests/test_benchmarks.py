@@ -260,6 +260,15 @@ def test_trainer_learns_texts(texts):
     assert len(told['predictions']) == len(told['labels']) == setup.files['sizes']['test'] and set(told['predictions']) <= set('012')
 
 
+def test_ours_learns_the_same_texts(texts):
+    ours = module('ours'); setup = common.Setup('text', texts, epochs=1, threads=torch.get_num_threads())
+    trained = ours.train(setup)
+    told = common.tell(setup, trained, 1., {})
+    assert len(told['predictions']) == setup.files['sizes']['test'] and set(told['predictions']) <= set('012') and 'layer0' in trained.note
+    task = ours.sentences(setup.files)
+    assert [len(s) for s in task.splits] == [setup.files['sizes'][k] for k in ('train', 'valid', 'test')] and task.kind == 'texts'
+
+
 def test_results_in_the_tree_name_no_place():
     found = [p for p in HERE.glob('*.json') if p.is_file()]
     if not found: pytest.skip('no race has been run in this clone')
