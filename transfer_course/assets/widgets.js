@@ -53,9 +53,9 @@ class Row {
     if (now === this.was) return false;
     this.was = now; this.row = row;
     if (this.state !== row.state) {
-      this.state = row.state;
-      this.e.className = `tc-row tc-${row.state}`;
+      this.e.classList.replace(`tc-${this.state}`, `tc-${row.state}`) || this.e.classList.add('tc-row', `tc-${row.state}`);
       this.chip.replaceChildren(markOf(this.marks[row.state]), this.word);
+      this.state = row.state;
     }
     setText(this.word, row.word); setText(this.name, row.name); setText(this.kind, row.shown);
     setText(this.size, row.size); setText(this.rate, row.rate); setText(this.grad, row.gradient);
@@ -153,11 +153,16 @@ class Explorer {
     const v = this.model.get('view') || {};
     if (!v.rows) return;
     if (v.rows.length !== this.rows.size || v.rows.some(r => !this.rows.has(r.id))) {
+      this.above = null;
       this.rows = new Map(v.rows.map(r => [r.id, new Row(r, v.marks)]));
       this.tree.replaceChildren(...[...this.rows.values()].map(r => r.e));
     }
     for (const r of v.rows) this.rows.get(r.id).patch(r);
-    for (const [id, r] of this.rows) r.e.classList.toggle('tc-above', id === v.cut);
+    if (v.cut !== this.above) {
+      this.rows.get(this.above)?.e.classList.remove('tc-above');
+      this.rows.get(v.cut)?.e.classList.add('tc-above');
+      this.above = v.cut;
+    }
     setText(this.title, v.name); setText(this.where, v.totals.where);
     setText(this.out, v.out); setText(this.in, v.in);
     this.undo.disabled = !v.undo;
@@ -216,7 +221,7 @@ class Explorer {
     const open = this.opened(), seen = new Set(['']);
     for (const [id, { e, row }] of this.rows) {
       const shown = seen.has(row.parent);
-      e.hidden = !shown;
+      if (e.hidden === shown) e.hidden = !shown;
       if (row.leaf) continue;
       setAttr(e, 'aria-expanded', open.has(id) ? 'true' : 'false');
       if (shown && open.has(id)) seen.add(id);

@@ -8,7 +8,7 @@ __all__ = ['MARKS', 'PRESETS', 'FACTS', 'number_word', 'time_word', 'bytes_word'
            'rows_of_report', 'clean_cut', 'code_of', 'totals_of', 'picture_of', 'alt_of', 'plain_of', 'Twin',
            'FreezeExplorer', 'broken']
 
-# %% ../../nbs/backstage/explorer.ipynb #1286a050
+# %% ../../nbs/backstage/explorer.ipynb #f824b3ea
 import logging
 import time
 from collections.abc import Mapping
@@ -32,13 +32,17 @@ from .evidence import call, copy_of, report_table
 from .pictures import short
 from ..freezing import FreezeReport, freeze_part, freeze_until, learning_rates, stage_index, stages_of, thaw, thaw_part
 
-# %% ../../nbs/backstage/explorer.ipynb #a137ea84
-_FLAKE = 'M8 1v14M2 4.5l12 7M14 4.5l-12 7M6 2.2l2 1.8 2-1.8M6 13.8l2-1.8 2 1.8M2 7.2l2.4-1.3L4.2 3.2M14 8.8l-2.4 1.3.2 2.7M2 8.8l2.4 1.3-.2 2.7M14 7.2l-2.4-1.3.2-2.7'
+# %% ../../nbs/backstage/explorer.ipynb #6031fd35
+_FLAKE = ('M8 1v14M2 4.5l12 7M14 4.5l-12 7M6 2.2l2 1.8 2-1.8M6 13.8l2-1.8 2 1.8'
+          'M2 7.2l2.4-1.3L4.2 3.2M14 8.8l-2.4 1.3.2 2.7M2 8.8l2.4 1.3-.2 2.7M14 7.2l-2.4-1.3.2-2.7')
+_FLAME = 'M8.6 1c.6 2.4 4.4 4.3 4.4 8.4A4.9 4.9 0 0 1 8 15a4.9 4.9 0 0 1-5-5.4C3 7.4 4.3 6 5.2 4.6c.3 1.2.7 1.9 1.5 2.4C6.6 4.7 7.2 2.5 8.6 1z'
+_WAVES = ('M1.5 9.5c1.6-5 3.6-5 5.2-1.5s3.2 3.5 4.6 0 2.2-3 3.2-1.5'
+          'M1.5 13.5c1.6-3 3.6-3 5.2-1s3.2 2 4.6 0 2.2-2 3.2-1')
 MARKS = { # state in a report -> (word, name of the look, path, is the path filled?)
     'frozen': ('frozen', 'frozen', _FLAKE, False),
-    'trains': ('trains', 'train', 'M8.6 1c.6 2.4 4.4 4.3 4.4 8.4A4.9 4.9 0 0 1 8 15a4.9 4.9 0 0 1-5-5.4C3 7.4 4.3 6 5.2 4.6c.3 1.2.7 1.9 1.5 2.4C6.6 4.7 7.2 2.5 8.6 1z', True),
+    'trains': ('trains', 'train', _FLAME, True),
     'partly': ('partly', 'partly', 'M8 1.6a6.4 6.4 0 0 1 0 12.8A6.4 6.4 0 0 1 8 1.6zM8 3.1A4.9 4.9 0 0 0 8 12.9z', True),
-    'not still': ('not still', 'restless', 'M1.5 9.5c1.600-5 3.600-5 5.200-1.5s3.200 3.5 4.600 0 2.200-3 3.200-1.5M1.5 13.5c1.600-3 3.600-3 5.200-1s3.200 2 4.600 0 2.200-2 3.200-1', False),
+    'not still': ('not still', 'restless', _WAVES, False),
     '–': ('no weights', 'none', 'M4 8h8', False)}
 
 PRESETS = {p.name: p for p in ( # the named plans of lesson 07, as far as freezing goes; a test compares them with the plans themselves
@@ -46,10 +50,10 @@ PRESETS = {p.name: p for p in ( # the named plans of lesson 07, as far as freezi
     SimpleNamespace(name='fine-tuning', statistics='keep', phases=[SimpleNamespace(start=-1, lr=1e-2, decay=1., augment=False),
                                                                    SimpleNamespace(start=None, lr=1e-3, decay=.7, augment=True)]),
     SimpleNamespace(name='gradual unfreezing', statistics='keep', phases=[SimpleNamespace(start=-1, lr=1e-2, decay=1., augment=False),
-        *(SimpleNamespace(start=-1 - i, lr=1e-3, decay=.7, augment=True) for i in (1, 2, 3)), SimpleNamespace(start=None, lr=1e-3, decay=.7, augment=True)]),
+        *(SimpleNamespace(start=start, lr=1e-3, decay=.7, augment=True) for start in (-2, -3, -4, None))]),
     SimpleNamespace(name='from scratch', statistics='adapt', phases=[SimpleNamespace(start=None, lr=1e-3, decay=1., augment=True)]))}
 
-# %% ../../nbs/backstage/explorer.ipynb #8bb17c19
+# %% ../../nbs/backstage/explorer.ipynb #d3362b52
 def number_word(
     n, # a count, or None
 ):     # str such as '512', '9.5 k', '1.18 M'
@@ -74,7 +78,7 @@ def bytes_word(
     if n is None: return '–'
     return f'{n / 1e9:.3g} GB' if n >= 1e9 else f'{n / 1e6:.0f} MB' if n >= 9.95e6 else f'{n / 1e6:.2g} MB' if n >= 1e5 else f'{n / 1e3:.2g} kB'
 
-# %% ../../nbs/backstage/explorer.ipynb #7c5f66d0
+# %% ../../nbs/backstage/explorer.ipynb #0891ba60
 def sizes_of(
     model,   # network with stages
     example, # what its first stage takes
@@ -100,7 +104,7 @@ def sizes_of(
         for m, mode in modes: m.training = mode
     return sizes
 
-# %% ../../nbs/backstage/explorer.ipynb #74e94930
+# %% ../../nbs/backstage/explorer.ipynb #91232a57
 def batch_of(
     model, task, # StagedModel, Task
     n=32,        # examples at most
@@ -138,9 +142,10 @@ def _one_pass(model, opt, x, y):
         with _bf16(device), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): out = stage(x)
         parts[name] = dict(still=b - a, forward=_clock(device) - b, kept=sum(n for k, n in kept.items() if k not in own))
         chain.append((name, x, out)); x = out
+    above = None                                                # what the stage above took, with its gradients
     for name, x, out in reversed(chain):
         a = _clock(device)
-        if out is chain[-1][2]: F.cross_entropy(out.float(), y).backward()
+        if above is None: F.cross_entropy(out.float(), y).backward()
         else:
             pairs = [(o, g.grad) for o, g in zip(_floats(out), _floats(above)) if g.grad is not None and o.requires_grad]
             if pairs: torch.autograd.backward(*map(list, zip(*pairs)))
@@ -174,7 +179,7 @@ def timed_step(
     return dict(stages={s: {k: middle(s, k) for k in ('still', 'forward', 'backward', 'kept')} for s in model.stages}, draw=draw / n,
                 step=float(np.median([t[1] for t in tries])), parameters=sum(p.numel() for p in trial.parameters()), examples=n)
 
-# %% ../../nbs/backstage/explorer.ipynb #e9f39cfe
+# %% ../../nbs/backstage/explorer.ipynb #25053bcd
 @cache
 def matrix_rate(): # multiply-adds a second
     "Time one product of two matrices, the best of five."
@@ -182,7 +187,7 @@ def matrix_rate(): # multiply-adds a second
     for _ in range(5): begun = time.perf_counter(); a @ a; best = min(best, time.perf_counter() - begun)
     return 512**3 / best
 
-# %% ../../nbs/backstage/explorer.ipynb #5a98fa33
+# %% ../../nbs/backstage/explorer.ipynb #7cd2bddc
 def lowest(
     stages, # rows of stages in a report, input first
 ):          # number of stages at the bottom that are frozen
@@ -225,7 +230,7 @@ def costs_of_epoch(
                                for i, r in enumerate(stages)}
     return result
 
-# %% ../../nbs/backstage/explorer.ipynb #96b455c6
+# %% ../../nbs/backstage/explorer.ipynb #d7625049
 def gradient_norms(
     model, task, # network with stages, Task
     batch=32,    # examples
@@ -243,7 +248,7 @@ def gradient_norms(
         return float(torch.stack([g.float().norm() for g in grads]).norm()) if grads else None
     return {(name, path): norm(m) for name, stage in stages_of(trial).items() for path, m in stage.named_modules()}
 
-# %% ../../nbs/backstage/explorer.ipynb #cbc64940
+# %% ../../nbs/backstage/explorer.ipynb #db784432
 FACTS = [('kind', 'Kind'), ('parameters', 'Parameters'), ('held', 'In the optimizer'), ('rate', 'Learning rate'), ('mode', 'In training'),
          ('statistics', 'Norms divide by'), ('dropout', 'Dropout'), ('work', 'Multiply-adds'), ('seconds', 'Time an epoch'), ('memory', 'Memory'),
          ('gradient', 'Gradient')]
@@ -291,7 +296,8 @@ def row_of(
     chips = [c for c in (_norm_chip(r), f'dropout {_drops(r)}' if r['dropout'] else '') if c]
     held = {None: '', 'all': 'all of it', 'some': 'some of it', 'none': 'nothing of it'}[r['in_optimizer']]
     way = ' and '.join(f'{number_word(r[k])} {w}' for k, w in (('forward', 'forward'), ('backward', 'back'))) if r['forward'] is not None else ''
-    row = dict(id=ident, parent=parent, level=level, pos=place[0], of=place[1], leaf=leaf, name=name, kind=short(r['kind'], 40), shown='' if r['kind'] in _BOXES else short(r['kind'], 40), state=look, word=word,
+    row = dict(id=ident, parent=parent, level=level, pos=place[0], of=place[1], leaf=leaf, name=name, kind=short(r['kind'], 40),
+        shown='' if r['kind'] in _BOXES else short(r['kind'], 40), state=look, word=word,
         can=r['state'] != '–', checked=dict(train='true', partly='mixed').get(look, 'false'), size=number_word(r['parameters']) if r['parameters'] else '',
         width=r['parameters'] / max(1, most), trained=r['trainable'] / max(1, r['parameters']), rate=rate_word(r['lr']) if r['parameters'] else '',
         parameters=f'{r["parameters"]:,}, of which {r["trainable"]:,} train' if r['parameters'] else 'none', held=held, chips=chips,
@@ -322,7 +328,7 @@ def rows_of_report(
     walk('', 1)
     return done
 
-# %% ../../nbs/backstage/explorer.ipynb #60619f58
+# %% ../../nbs/backstage/explorer.ipynb #8da42a90
 def clean_cut(
     stages, # rows of stages in a report, input first
 ):          # name of the lowest stage that trains, or None where the states are no clean cut
@@ -357,10 +363,11 @@ def code_of(
     restless = [f'# {p!r} takes no gradient and yet is not frozen: freeze_part(model, {p!r}) mends it' for p in _tops(report.stages, 'not still')]
     rates = f'lr={lr:g}' + (f', decay={decay:g}' if decay != 1 else '') + (f', weight_decay={weight_decay:g}' if weight_decay else '')
     ending = [f'optimizer = torch.optim.AdamW(learning_rates(model, {rates}))'] if any(r['trainable'] for r in report.stages) else []
-    return '\n'.join([*['import torch', ''] * bool(ending), f'from transfer_course.freezing import {", ".join(sorted({*names, *["learning_rates"] * bool(ending)}))}', '',
-                      *restless, *lines, *ending])
+    rated = ['learning_rates'] * bool(ending)
+    taken = f'from transfer_course.freezing import {", ".join(sorted({*names, *rated}))}'
+    return '\n'.join([*['import torch', ''] * bool(ending), taken, '', *restless, *lines, *ending])
 
-# %% ../../nbs/backstage/explorer.ipynb #251faf78
+# %% ../../nbs/backstage/explorer.ipynb #adcd0d8b
 def totals_of(
     report, costs, # FreezeReport, and what `costs_of_epoch` gave
     measured=False, # do the seconds come from a measured step?
@@ -368,16 +375,18 @@ def totals_of(
     "Put the totals into words."
     whole, trains = (sum(r[k] for r in report.stages) for k in ('parameters', 'trainable'))
     cut, k, n = clean_cut(report.stages), costs['below'], len(report.stages)
-    where = f'cut below {short(cut, 40)}' if cut and k else 'every stage trains' if cut else 'nothing trains' if not trains else 'no clean cut'
+    where = f'cut below {short(cut, 40)}' if cut and k else 'every stage trains' if cut else 'no clean cut' if trains else 'nothing trains'
     basis = 'from one measured step' if measured else 'at least this: arithmetic alone, at the rate of one product of matrices'
     if costs['seconds'] is None: basis = report.note or 'give task= to learn the time of an epoch'
     once = costs['kept'] if k and costs['seconds'] is not None else None
-    return dict(trains=number_word(trains), note=f'of {number_word(whole)} parameters, {trains / max(1, whole):.1%}', whole=number_word(whole), share=trains / max(1, whole), percent=f'{trains / max(1, whole):.1%}', where=where,
+    share = trains / max(1, whole)
+    return dict(trains=number_word(trains), whole=number_word(whole), share=share, percent=f'{share:.1%}', where=where,
+        note=f'of {number_word(whole)} parameters, {share:.1%}',
         seconds=time_word(costs['seconds']), basis=basis, memory=bytes_word(costs['memory']),
         cached=f'{time_word(costs["cached"])} with frozen features kept: {time_word(costs["once"])} once, {bytes_word(costs["kept"])}' if once else '',
         stages=f'{n - k} of {n} stages above the cut', k=n - k, n=n)
 
-# %% ../../nbs/backstage/explorer.ipynb #9d55b40d
+# %% ../../nbs/backstage/explorer.ipynb #af902b9b
 _LOOKS = dict(frozen=('#56B4E9', '#0b4f79', '#e6f3fc'), train=('#D55E00', '#8f3d00', '#fdeee3'), partly=('#CC79A7', '#7d2f5c', '#faecf4'),
               restless=('#E69F00', '#6b4a00', '#fdf3dc'), none=('#9aa4ae', '#56606b', '#f2f4f6')) # line, ink, ground
 
@@ -387,24 +396,37 @@ def _text(x, y, words, size=13, fill='#1c2430', more=''):
     return f'<text x="{x}" y="{y}" font-size="{size}" fill="{fill}" {more}>{escape(str(words))}</text>'
 
 def _mark(x, y, path, filled, ink):
-    return f'<path transform="translate({x} {y})" d="{path}" ' + (f'fill="{ink}"' if filled else f'fill="none" stroke="{ink}" stroke-width="1.4" stroke-linecap="round"') + '/>'
+    look = f'fill="{ink}"' if filled else f'fill="none" stroke="{ink}" stroke-width="1.4" stroke-linecap="round"'
+    return f'<path transform="translate({x} {y})" d="{path}" {look}/>'
 
-_HATCHES = '<defs>' + ''.join(f'<pattern id="tc-{k}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate({turn})"><rect width="5" height="5" '
-    f'fill="{back}"/><path d="M0 0V5" stroke="{_LOOKS[k][0]}" stroke-width="2.6"/></pattern>' for k, turn, back in (('frozen', 45, '#cfe8f8'), ('partly', 90, '#f3dbe8'), ('restless', -45, '#fbe7b8'))) + '</defs>'
+def _hatch(name, turn, ground):
+    return (f'<pattern id="tc-{name}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate({turn})"><rect width="5" height="5" '
+            f'fill="{ground}"/><path d="M0 0V5" stroke="{_LOOKS[name][0]}" stroke-width="2.6"/></pattern>')
+
+_HATCHES = f'<defs>{_hatch("frozen", 45, "#cfe8f8")}{_hatch("partly", 90, "#f3dbe8")}{_hatch("restless", -45, "#fbe7b8")}</defs>'
+
+def _told(view):
+    "The contradictions, or how many there are where somebody is to find them."
+    hidden = view['problems'] and not view.get('explain', True)
+    return [f'{view["wrong"]}: unfold them in the explorer, or read report.problems.'] if hidden else view['problems']
 
 def _picture_row(r, y, cut):
     "One row of the picture, 34 high: a block of the tower, state, name, parameters, and what holds in training."
     line, ink, ground = _LOOKS[r['state']]
     path, filled = next((p, f) for _, look, p, f in MARKS.values() if look == r['state'])
-    x, wide, fill = 30 + 18 * (r['level'] - 1), max(2.5, 150 * r['width']), f'url(#tc-{r["state"]})' if r['state'] in ('frozen', 'partly', 'restless') else line
-    chip = f'<rect x="{x}" y="{y + 4}" width="{20 + 7.4 * len(r["word"]) + 14:.0f}" height="26" rx="13" fill="{ground}" stroke="{line}"/>' if r['state'] != 'none' else ''
-    bar = f'<rect x="296" y="{y + 12}" width="{wide:.1f}" height="10" rx="2" fill="url(#tc-frozen)" stroke="#3b8fc0" stroke-width=".6"/>' if r['size'] else ''
-    if bar and r['trained']: bar += f'<rect x="296" y="{y + 12}" width="{wide * r["trained"]:.1f}" height="10" rx="2" fill="#D55E00"/>'
-    parts = [f'<rect x="14" y="{y + 1}" width="8" height="32" rx="{3 if r["level"] == 1 else 0}" fill="{fill}"' + (' opacity=".4"/>' if r['state'] == 'none' else '/>'), chip,
-             _mark(x + 9, y + 9, path, filled, ink), _text(x + 30, y + 21, r['word'], 12.5, ink, 'font-weight="600"' if chip else ''),
-             _text(x + 108, y + 21, short(r['name'], 16), 14, more='font-weight="600"'), bar, _text(520, y + 21, r['size'], 12.5, _SOFT, _END),
-             _text(534, y + 21, '; '.join(r['chips']), 12, _SOFT), _text(672, y + 21, r['rate'], 12, _SOFT, _END), _text(746, y + 21, r['gradient'], 12, _SOFT, _END)]
-    if r['id'] == cut: parts.append(f'<path d="M8 {y + 40}H716" stroke="#00598c" stroke-width="2" stroke-dasharray="6 4"/>' + _text(746, y + 44, 'cut', 12, '#00598c', _END + ' font-weight="650"'))
+    x, wide, none = 30 + 18 * (r['level'] - 1), max(2.5, 150 * r['width']), r['state'] == 'none'
+    fill, round_ = f'url(#tc-{r["state"]})' if r['state'] in ('frozen', 'partly', 'restless') else line, 3 * (r['level'] == 1)
+    def bar(width, fill): return f'<rect x="296" y="{y + 12}" width="{width:.1f}" height="10" rx="2" fill="{fill}" stroke="#3b8fc0" stroke-width=".6"/>'
+    parts = [f'<rect x="14" y="{y + 1}" width="8" height="32" rx="{round_}" fill="{fill}" opacity="{.4 if none else 1}"/>']
+    if not none: parts.append(f'<rect x="{x}" y="{y + 4}" width="{38 + 7.5 * len(r["word"]):.0f}" height="26" rx="13" fill="{ground}" stroke="{line}"/>')
+    parts += [_mark(x + 9, y + 9, path, filled, ink), _text(x + 30, y + 21, r['word'], 12.5, ink, '' if none else 'font-weight="600"'),
+              _text(x + 108, y + 21, short(r['name'], 16), 14, more='font-weight="600"'), bar(wide, 'url(#tc-frozen)') if r['size'] else '',
+              bar(wide * r['trained'], '#D55E00') if r['trained'] else '', _text(520, y + 21, r['size'], 12.5, _SOFT, _END),
+              _text(534, y + 21, '; '.join(r['chips']), 12, _SOFT), _text(672, y + 21, r['rate'], 12, _SOFT, _END),
+              _text(746, y + 21, r['gradient'], 12, _SOFT, _END)]
+    if r['id'] == cut:
+        parts.append(f'<path d="M8 {y + 40}H716" stroke="#00598c" stroke-width="2" stroke-dasharray="6 4"/>')
+        parts.append(_text(746, y + 44, 'cut', 12, '#00598c', _END + ' font-weight="650"'))
     return ''.join(parts)
 
 def picture_of(
@@ -415,25 +437,26 @@ def picture_of(
     shown, open_ = [], {''} | set(opened)
     for r in view['rows']:
         if r['parent'] in open_ and (not r['parent'] or any(s['id'] == r['parent'] for s in shown)): shown.append(r)
-    t, top, lines, body, y = view['totals'], 100, [short(p, 104) for p in view['problems'][:4]], '', 100
+    t, lines, body, y = view['totals'], [short(p, 104) for p in _told(view)[:4]], '', 100
     for r in shown: body += _picture_row(r, y, view['cut']); y += 34 + 12 * (r['id'] == view['cut'])
     height = y + 62 + 18 * len(lines)
-    heads = ''.join(_text(x, 90, w, 11.5, _SOFT, more) for x, w, more in ((30, 'state', ''), (138, 'stage', ''), (296, 'parameters', ''), (534, 'in training', ''),
-                                                                           (672, 'rate', _END), (746, 'gradient', _END)))
-    foot = _text(14, y + 26, f'An epoch: {t["seconds"]}' + (f'; {t["cached"]}' if t['cached'] else ''), 12.5) + _text(14, y + 46, f'Memory: {t["memory"]}. Time: {t["basis"]}.', 12.5, _SOFT)
+    places = (30, 'state', ''), (138, 'stage', ''), (296, 'parameters', ''), (534, 'in training', ''), (672, 'rate', _END), (746, 'gradient', _END)
+    heads = ''.join(_text(x, 90, word, 11.5, _SOFT, more) for x, word, more in places) + '<path d="M14 68H746" stroke="#d9dfe5"/>'
+    title = (_text(14, 32, short(view['name'], 50), 18, more='font-weight="650"') + _text(746, 32, 'head on top', 12, _SOFT, _END)
+             + _text(14, 54, f'{t["trains"]} of {t["whole"]} parameters train ({t["percent"]}); {t["where"]}', 13, _SOFT))
+    foot = _text(14, y + 26, f'An epoch: {t["seconds"]}' + (f'; {t["cached"]}' if t['cached'] else ''), 12.5)
+    foot += _text(14, y + 46, f'Memory: {t["memory"]}. Time: {t["basis"]}.', 12.5, _SOFT)
     foot += ''.join(_text(14, y + 66 + 18 * i, f'! {p}', 12, '#8f3d00') for i, p in enumerate(lines))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" width="760" height="{height}" role="img" '
             f'font-family="system-ui, -apple-system, Segoe UI, Roboto, Ubuntu, sans-serif"><title>{escape(alt_of(view))}</title>{_HATCHES}'
-            f'<rect x=".5" y=".5" width="759" height="{height - 1}" rx="12" fill="#ffffff" stroke="#d9dfe5"/>'
-            + _text(14, 32, short(view['name'], 50), 18, more='font-weight="650"') + _text(14, 54, f'{t["trains"]} of {t["whole"]} parameters train ({t["percent"]}); {t["where"]}', 13, _SOFT)
-            + _text(746, 32, 'head on top', 12, _SOFT, _END) + f'<path d="M14 68H746" stroke="#d9dfe5"/>{heads}{body}{foot}</svg>')
+            f'<rect x=".5" y=".5" width="759" height="{height - 1}" rx="12" fill="#ffffff" stroke="#d9dfe5"/>{title}{heads}{body}{foot}</svg>')
 
 def alt_of(
     view, # what the explorer shows
 ):        # str
     "Say what the picture shows."
     stages = '; '.join(r['label'] for r in view['rows'] if r['level'] == 1)
-    wrong = f' Contradictions: {" ".join(view["problems"])}' if view['problems'] else ''
+    wrong = f' Contradictions: {" ".join(_told(view))}' if view['problems'] else ''
     return f'Tower of {short(view["name"], 50)} from the head down: {stages}. {view["totals"]["where"].capitalize()}.{wrong}'
 
 def plain_of(
@@ -445,7 +468,7 @@ def plain_of(
     wide, t = [max(len(r[i]) for r in rows) for i in range(6)], view['totals']
     lines = ['  '.join(c.ljust(w) for c, w in zip(r, wide)).rstrip() for r in rows]
     return '\n'.join([f'{short(view["name"], 50)}: {t["trains"]} of {t["whole"]} parameters train; {t["where"]}', *lines,
-                      f'An epoch: {t["seconds"]}{"; " + t["cached"] if t["cached"] else ""} ({t["basis"]}). Memory: {t["memory"]}.', *view['problems']])
+                      f'An epoch: {t["seconds"]}{"; " + t["cached"] if t["cached"] else ""} ({t["basis"]}). Memory: {t["memory"]}.', *_told(view)])
 
 @dataclass
 class Twin:
@@ -457,7 +480,7 @@ class Twin:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return {'image/svg+xml': self.svg, 'text/plain': self.plain}, {'image/svg+xml': dict(alt=self.alt)}
 
-# %% ../../nbs/backstage/explorer.ipynb #09e6435f
+# %% ../../nbs/backstage/explorer.ipynb #daf1551d
 _log = logging.getLogger('transfer_course.widgets')
 _VIEW = 'application/vnd.jupyter.widget-view+json'
 _TAKES = dict(hello=(), toggle=(('id', str),), cut=(('k', int),), preset=(('name', str), ('phase', int)), statistics=(('to', str),),
@@ -570,7 +593,8 @@ class FreezeExplorer(anywidget.AnyWidget):
         if not isinstance(k, str) and (isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= n):
             raise ValueError(f'cut takes the name of a stage, or a number of stages from 1 to {n}, not {k!r:.60}.')
         start = stage_index(self.model, k if isinstance(k, str) else -k)
-        return self._change(lambda: freeze_until(self.model, start, self.statistics), f'The last {n - start} of {n} stages train' if start else 'Every stage trains')
+        words = f'The last {n - start} of {n} stages train' if start else 'Every stage trains'
+        return self._change(lambda: freeze_until(self.model, start, self.statistics), words)
 
     def preset(self,
         name: str, # of a plan
@@ -610,11 +634,12 @@ class FreezeExplorer(anywidget.AnyWidget):
     def measure(self): # a sentence
         "Time one step in which everything trains, on a copy; the times of every cut follow. Raises ValueError without a task."
         if self.task is None: raise ValueError('There is nothing to measure on: give task= to FreezeExplorer.')
-        crops = any(getattr(p, 'augment', False) for p in self.plans[self._active[0]][1][self._active[1] - 1:self._active[1]]) if self._active else False
+        crops = bool(self._active) and getattr(self.plans[self._active[0]][1][self._active[1] - 1], 'augment', False)
         self._timing = timed_step(self.model, self.task, self.batch, crops)
         self._full = {r['stage']: r['backward'] for r in FreezeReport(thaw(copy_of(self.model)), None, self._example).stages}
         self._now()
-        return self._show(f'One step on {self._timing["examples"]} examples was measured: an epoch takes about {time_word(self.costs["seconds"])} as things stand.')
+        now = time_word(self.costs['seconds'])
+        return self._show(f'One step on {self._timing["examples"]} examples was measured: an epoch takes about {now} as things stand.')
 
     def gradients(self): # pandas DataFrame: stage, gradient
         "Run one batch forward and back on a copy, and tell the norm of each gradient. Raises ValueError without a task."
@@ -665,7 +690,7 @@ class FreezeExplorer(anywidget.AnyWidget):
         picture = display(self.twin(), display_id=True)
         self._pictures = self._pictures[-3:] + [picture] * (picture is not None)
 
-# %% ../../nbs/backstage/explorer.ipynb #35421bd2
+# %% ../../nbs/backstage/explorer.ipynb #e3a31e95
 class _Detached(nn.Module):
     "A stage whose output is cut off from the way back."
     def __init__(self, stage): super().__init__(); self.stage = stage
