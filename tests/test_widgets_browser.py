@@ -1,5 +1,6 @@
 "The script of the explorer in a headless browser. Skips, and says so, where there is no browser."
 import json
+import os
 import shutil
 from statistics import median
 
@@ -185,9 +186,18 @@ def many(explorer, count=300):
     return view
 
 
+def busy():
+    "Do other programs want this machine as well? Then time on the wall says nothing of ours."
+    return os.getloadavg()[0] > len(os.sched_getaffinity(0))
+
+
 def test_300_rows_redraw_in_time(browser, explorer):
-    "From a click to the redrawn page: median of 20, with a fake model that answers at once."
+    "From a click that changes every row to the redrawn page: median of 20, with a fake model that answers at once."
     page = Page(browser, explorer, python=False, view=many(explorer), opened=['head', 'body', 'stem'])
+    watch = page.page.context.new_cdp_session(page.page)
+    watch.send('Performance.enable', dict(timeDomain='threadTicks'))    # time of the processor, not on the wall
+    def spent(): return next(m['value'] for m in watch.send('Performance.getMetrics')['metrics'] if m['name'] == 'TaskDuration')
+    begun = spent()
     times = page.page.evaluate('''async () => {
       const flip = r => ({ ...r, state: r.state === 'frozen' ? 'train' : 'frozen', word: r.state === 'frozen' ? 'trains' : 'frozen', checked: String(r.state === 'frozen'), trained: 1 - r.trained });
       let serial = 1000;
@@ -203,8 +213,9 @@ def test_300_rows_redraw_in_time(browser, explorer):
       return times;
     }''')
     assert page.page.locator('[role=treeitem]').filter(visible=True).count() == 300 and len(times) == 20 and not page.errors
-    print(f'300 rows: first view {page.first:.0f} ms, redraw median {median(times):.0f} ms, worst {max(times):.0f} ms')
-    assert median(times) < 100 and page.first < 300
+    own = (spent() - begun) * 1000 / len(times)
+    print(f'300 rows: first view {page.first:.0f} ms, redraw median {median(times):.0f} ms, worst {max(times):.0f} ms; {own:.0f} ms of the processor')
+    assert own < 100 and (busy() or median(times) < 100 and page.first < 300)
     page.page.context.close()
 
 
