@@ -20,8 +20,8 @@ from transfer_course.freezing import FreezeReport, cut_of, freeze_part, freeze_u
 from transfer_course.training import feature_extraction, fine_tuning, from_scratch, gradual_unfreezing
 from transfer_course.widgets import FreezeExplorer
 
-HOSTILE = ['<img src=x onerror=hacked=1>', '"\'`});hacked=1;//', '\u202egnp exe\u202c', '🧊🔥👩‍🚀', 'x' * 500, 'two\nlines\x00\x1b[31m', '</script><script>hacked=1</script>',
-           '$&${1}%s{0}', ' ']
+HOSTILE = ['<img src=x onerror=hacked=1>', '"\'`});hacked=1;//', '\u202egnp exe\u202c', '🧊🔥👩‍🚀', 'x' * 500, 'two\nlines\x00\x1b[31m',
+           '</script><script>hacked=1</script>', '$&${1}%s{0}', ' ']
 
 
 def small(names=('stem', 'body', 'head')):
@@ -127,7 +127,8 @@ def test_cut_refuses(explorer, k):
 def test_presets_are_the_named_plans():
     for plan in (feature_extraction(), fine_tuning(), gradual_unfreezing(), from_scratch()):
         ours = PRESETS[plan.name]
-        assert ours.statistics == plan.statistics and [vars(p) for p in ours.phases] == [{k: getattr(p, k) for k in ('start', 'lr', 'decay', 'augment')} for p in plan.phases]
+        said = [{k: getattr(p, k) for k in ('start', 'lr', 'decay', 'augment')} for p in plan.phases]
+        assert ours.statistics == plan.statistics and [vars(p) for p in ours.phases] == said
 
 
 def test_presets_freeze_as_their_phases_do():
@@ -137,7 +138,8 @@ def test_presets_freeze_as_their_phases_do():
             explorer.preset(name, i)
             other = freeze_until(attach_head(load_backbone('pocket-resnet', verbose=False), ['cat', 'dog']), phase.start, plan.statistics)
             assert state(explorer.model) == state(other), (name, i)
-            assert [p for q in explorer.view['plans'] if q['name'] == name for p in q['phases']][i - 1]['on'] and (explorer.lr, explorer.decay) == (phase.lr, phase.decay)
+            assert [p for q in explorer.view['plans'] if q['name'] == name for p in q['phases']][i - 1]['on']
+            assert (explorer.lr, explorer.decay) == (phase.lr, phase.decay)
 
 
 def test_a_plan_of_ones_own_comes_first():
@@ -184,7 +186,8 @@ def test_failed_change_leaves_no_trace(explorer, monkeypatch):
 
 # what the browser sends
 
-BAD = [None, 0, '', [], {}, 'toggle', dict(do=None), dict(do=[]), dict(do='toggle'), dict(do='toggle', id=None), dict(do='toggle', id=['stem']), dict(do='toggle', id='stem', x=1),
+BAD = [None, 0, '', [], {}, 'toggle', dict(do=None), dict(do=[]), dict(do='toggle'), dict(do='toggle', id=None), dict(do='toggle', id=['stem']),
+       dict(do='toggle', id='stem', x=1),
        dict(do='cut', k='2'), dict(do='cut', k=True), dict(do='cut', k=2.), dict(do='preset', name='fine-tuning'), dict(do='preset', name=1, phase=1),
        dict(do='statistics', to=None), dict(do='close'), dict(do='__class__'), dict(do='refresh'), dict(do='_show', said='x'), dict(id='stem')]
 
@@ -196,8 +199,11 @@ def test_senseless_messages_are_ignored_and_logged(explorer, message, caplog):
     assert state(explorer.model) == before and explorer.view is view and 'ignored it' in caplog.text and '\n' not in caplog.records[0].getMessage()
 
 
-@pytest.mark.parametrize('message', [dict(do='toggle', id=h) for h in [*HOSTILE, 'stem.nope', '../stem', 'body.act']] + [
-    dict(do='cut', k=99), dict(do='cut', k=0), dict(do='preset', name='nope', phase=1), dict(do='preset', name='fine-tuning', phase=-1), dict(do='statistics', to='x' * 999)], ids=lambda m: str(m)[:40])
+UNKNOWN = [dict(do='toggle', id=h) for h in [*HOSTILE, 'stem.nope', '../stem', 'body.act']] + [dict(do='cut', k=k) for k in (99, 0)] + [
+    dict(do='preset', name='nope', phase=1), dict(do='preset', name='fine-tuning', phase=-1), dict(do='statistics', to='x' * 999)]
+
+
+@pytest.mark.parametrize('message', UNKNOWN, ids=lambda m: ascii(m)[:40])
 def test_unknown_names_change_nothing_and_are_told(explorer, message, caplog):
     before = state(explorer.model)
     with caplog.at_level(logging.WARNING): explorer._hear(explorer, message, [])
@@ -207,7 +213,8 @@ def test_unknown_names_change_nothing_and_are_told(explorer, message, caplog):
 def test_messages_do_what_methods_do():
     by_click, by_code = FreezeExplorer(small(), tiny_task()), FreezeExplorer(small(), tiny_task())
     for message, act in ((dict(do='toggle', id='stem'), lambda: by_code.toggle('stem')), (dict(do='cut', k=2), lambda: by_code.cut(2)),
-                         (dict(do='preset', name='fine-tuning', phase=2), lambda: by_code.preset('fine-tuning', 2)), (dict(do='statistics', to='adapt'), lambda: by_code.norms('adapt')),
+                         (dict(do='preset', name='fine-tuning', phase=2), lambda: by_code.preset('fine-tuning', 2)),
+                         (dict(do='statistics', to='adapt'), lambda: by_code.norms('adapt')),
                          (dict(do='undo'), by_code.undo), (dict(do='gradients'), by_code.gradients)):
         by_click._hear(by_click, message, []); act()
         assert state(by_click.model) == state(by_code.model) and by_click.view == by_code.view, message
@@ -231,7 +238,8 @@ def test_everything_shown_comes_from_the_report(explorer):
     for r in report.rows:
         row = rows[f'{r["stage"]}.{r["module"]}' if r['module'] else r['stage']]
         assert row['word'] == MARKS[r['state']][0] and (not r['parameters'] or row['parameters'].startswith(f'{r["parameters"]:,}'))
-        assert row['rate'] == ('' if not r['parameters'] else '0.001' if r['lr'] else '–') and row['trained'] == (r['trainable'] / r['parameters'] if r['parameters'] else 0)
+        assert row['rate'] == ('' if not r['parameters'] else '0.001' if r['lr'] else '–')
+        assert row['trained'] == (r['trainable'] / r['parameters'] if r['parameters'] else 0)
     json.dumps(explorer.view)                                   # nothing in it that a browser could not read
 
 
@@ -270,7 +278,8 @@ def test_none_zero_and_some_gradient(explorer):
     before = {k: v.clone() for k, v in explorer.model.state_dict().items()}
     found = explorer.gradients().gradient
     assert found['stem'] == 'no gradient' and found['body'] == 'zero' and float(found['head']) > 0
-    assert all(torch.equal(v, before[k]) for k, v in explorer.model.state_dict().items()) and all(p.grad is None for p in explorer.model.parameters()) and not explorer.model.training
+    assert all(torch.equal(v, before[k]) for k, v in explorer.model.state_dict().items()) and not explorer.model.training
+    assert all(p.grad is None for p in explorer.model.parameters())
     assert 'gradient' in explorer.table(); explorer.toggle('stem'); assert 'gradient' not in explorer.table(), 'a change makes them old'
     explorer.cut(1); explorer.toggle('head'); assert set(explorer.gradients().gradient) == {'no gradient'}
 
@@ -278,7 +287,8 @@ def test_none_zero_and_some_gradient(explorer):
 def test_measuring_leaves_the_network_alone(explorer):
     explorer.toggle('body.conv'); before = state(explorer.model), copy.deepcopy(explorer.model.state_dict()), torch.get_rng_state()
     assert 'was measured' in explorer.measure()
-    assert state(explorer.model) == before[0] and all(torch.equal(v, before[1][k]) for k, v in explorer.model.state_dict().items()) and torch.equal(torch.get_rng_state(), before[2])
+    assert state(explorer.model) == before[0] and torch.equal(torch.get_rng_state(), before[2])
+    assert all(torch.equal(v, before[1][k]) for k, v in explorer.model.state_dict().items())
 
 
 def timing_of(**parts):
@@ -332,8 +342,8 @@ def test_arithmetic_is_in_the_same_precision_as_in_lesson_06():
 
 
 def test_code_does_the_same(explorer):
-    acts = [lambda: explorer.cut(2), lambda: explorer.toggle('stem'), lambda: explorer.toggle('body.norm'), lambda: explorer.preset('fine-tuning', 2), lambda: explorer.toggle('head'),
-            lambda: explorer.cut(1), lambda: explorer.toggle('stem.conv')]
+    acts = [lambda: explorer.cut(2), lambda: explorer.toggle('stem'), lambda: explorer.toggle('body.norm'), lambda: explorer.preset('fine-tuning', 2),
+            lambda: explorer.toggle('head'), lambda: explorer.cut(1), lambda: explorer.toggle('stem.conv')]
     for act in acts:
         act(); names = dict(model=small()); exec(explorer.code(), names)
         assert flags(names['model']) == flags(explorer.model) and FreezeReport(names['model']).problems == FreezeReport(explorer.model).problems
@@ -352,8 +362,9 @@ def networks():
     yield 'pocket', attach_head(load_backbone('pocket-resnet', verbose=False), ['cat', 'dog']), None
     net = torchvision.models.resnet18()
     yield 'plain resnet18', net, None
-    yield ('staged resnet18', StagedModel(dict(stem=nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), **{f'layer{i}': getattr(net, f'layer{i}') for i in (1, 2, 3, 4)},
-           head=nn.Sequential(net.avgpool, nn.Flatten(), net.fc)), [str(i) for i in range(1000)], 'resnet18', small().preprocess, None).eval(), tiny_task(4))
+    stages = dict(stem=nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)) | {f'layer{i}': getattr(net, f'layer{i}') for i in (1, 2, 3, 4)}
+    stages['head'] = nn.Sequential(net.avgpool, nn.Flatten(), net.fc)
+    yield 'staged resnet18', StagedModel(stages, [str(i) for i in range(1000)], 'resnet18', small().preprocess, None).eval(), tiny_task(4)
     yield ('reader', *reader())
 
 
@@ -395,7 +406,8 @@ def test_shown_as_widget_and_picture(explorer, monkeypatch):
     monkeypatch.setattr(module, 'display', lambda x, **how: shown.append((x, how)))
     explorer._ipython_display_()
     (bundle, how), (twin, more) = shown
-    assert bundle['application/vnd.jupyter.widget-view+json']['model_id'] == explorer.model_id and bundle['text/plain'] == repr(explorer) and how == dict(raw=True) and more == dict(display_id=True)
+    assert bundle['application/vnd.jupyter.widget-view+json']['model_id'] == explorer.model_id and bundle['text/plain'] == repr(explorer)
+    assert how == dict(raw=True) and more == dict(display_id=True)
     data, about = twin._repr_mimebundle_()
     assert set(data) == {'image/svg+xml', 'text/plain'} and 'stem: trains' in about['image/svg+xml']['alt'] and data['text/plain'].startswith('small: ')
     assert {'view', 'opened', '_esm', '_css'} <= set(explorer.get_state())

@@ -23,7 +23,8 @@ before = {k: v.clone() for k, v in model.state_dict().items()}
 print('ready')'''
 TRAIN = '''optimizer = torch.optim.AdamW(learning_rates(model, 1e-2)); model.train()
 for rows in torch.arange(16).split(8):
-    optimizer.zero_grad(); F.cross_entropy(model(model.preprocess(task.train.inputs[rows.numpy()])), torch.as_tensor(task.train.labels)[rows]).backward(); optimizer.step()
+    x, y = model.preprocess(task.train.inputs[rows.numpy()]), torch.as_tensor(task.train.labels)[rows]
+    optimizer.zero_grad(); F.cross_entropy(model(x), y).backward(); optimizer.step()
 moved = sorted({k.split('.')[1] for k, v in model.state_dict().items() if not torch.equal(v, before[k])})
 print('trained:', *moved)'''
 
@@ -70,9 +71,9 @@ def lab(tmp_path_factory):
     started.close()
 
 
-def open_notebook(browser, lab, name):
+def open_notebook(chromium, lab, name):
     "Open a notebook in JupyterLab and wait until its cells are there."
-    page = browser.new_context(viewport=dict(width=1400, height=1000)).new_page()
+    page = chromium.new_context(viewport=dict(width=1400, height=1000)).new_page()
     page.goto(f'{lab.base}/lab/tree/{name}?token=test&reset', wait_until='domcontentloaded')
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=120_000)
     return page
@@ -147,6 +148,7 @@ def execute(lab, kernel, code):
     client = BlockingKernelClient(connection_file=str(file)); client.load_connection_file(); client.start_channels()
     try:
         said = []
-        client.execute_interactive(code, timeout=120, output_hook=lambda m: said.append(m['content'].get('text', '') or '\n'.join(m['content'].get('traceback', []))))
+        def hear(m): said.append(m['content'].get('text', '') or '\n'.join(m['content'].get('traceback', [])))
+        client.execute_interactive(code, timeout=120, output_hook=hear)
         return ''.join(said)
     finally: client.stop_channels()

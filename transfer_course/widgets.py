@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FreezeExplorer']
 
-# %% ../nbs/05_seeing_frozen_layers.ipynb #d00ff5ce
+# %% ../nbs/05_seeing_frozen_layers.ipynb #5954f710
 from .backstage.explorer import FreezeExplorer
 
 _all_ = ['FreezeExplorer']
