@@ -194,8 +194,8 @@ for name in ("jupyterlab", "notebook"):
     except PackageNotFoundError: pass
 try:
     from jupyter_core.paths import jupyter_path
-    found = [os.path.join(p, "@jupyter-widgets", "jupyterlab-manager") for p in jupyter_path("labextensions")]
-    out["widgets"] = [p for p in found if os.path.isdir(p)]
+    def here(*name): return [p for p in (os.path.join(d, *name) for d in jupyter_path("labextensions")) if os.path.isdir(p)]
+    out["widgets"], out["anywidget"] = here("@jupyter-widgets", "jupyterlab-manager"), here("anywidget")
     from jupyter_client.kernelspec import KernelSpecManager
     out["kernels"] = [s["spec"]["argv"][0] for s in KernelSpecManager().get_all_specs().values()]
 except ImportError as e: out["error"] = str(e)
@@ -240,8 +240,9 @@ def _see_server(python, how, got, grave):
     "Findings on one server; `grave` is the state of what is wrong with it."
     name = 'JupyterLab ' + got['jupyterlab'] if 'jupyterlab' in got else 'Notebook ' + got['notebook']
     where, what, own = f'{name} {how}', 'Jupyter server', os.path.dirname(python) == os.path.dirname(sys.executable)
-    if not got.get('widgets'):
-        mend = pip_install('--force-reinstall', '--no-deps', 'jupyterlab_widgets', python=python)
+    missing = [package for key, package in (('widgets', 'jupyterlab_widgets'), ('anywidget', 'anywidget')) if not got.get(key)]
+    if missing:
+        mend = pip_install('--force-reinstall', '--no-deps', *missing, python=python)
         if got.get('managed') and not own: mend = command(sys.executable, '-m', 'transfer_course', 'lab')
         return [Finding(what, grave, where + ' has no widget support: widgets would show as text (then restart the server)', mend)]
     here = os.path.normcase(os.path.abspath(sys.executable))
