@@ -1,0 +1,137 @@
+"The case study on pictures: explanations, suspects, advice, and that what the lesson shows is what the results file says."
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from transfer_course.backbones import attach_head, load_backbone
+from transfer_course.backstage.assets import results_path
+from transfer_course.cats_and_dogs import advise, draw_costs, grad_cam, label_suspects, race_plans, show_cam
+from transfer_course.studies import Study
+from transfer_course.tasks import load_pets
+
+
+@pytest.fixture(scope='module')
+def task(): return load_pets('drawn', n_train=40, n_valid=10, n_test=20, size=64, verbose=False)
+
+
+@pytest.fixture(scope='module')
+def model(task): return attach_head(load_backbone('pocket-resnet', verbose=False), task)
+
+
+@pytest.fixture(scope='module')
+def photos(): return Study.load(results_path('cats_and_dogs_study.json'))
+
+
+@pytest.fixture(scope='module')
+def stored():
+    "All text that lesson 09 shows."
+    nb = json.loads((ROOT/'nbs'/'09_cats_and_dogs.ipynb').read_text(encoding='utf-8'))
+    outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+    kinds = lambda o: [o.get('text', '')] + [o.get('data', {}).get(k, '') for k in ('text/plain', 'text/html')]
+    return '\n'.join(''.join(t) for o in outputs for t in kinds(o))
+
+
+def by_hand(model, picture, stage, above, target):
+    "Grad-CAM of one picture with a hook and a full backward pass, the way it is usually written."
+    kept = {}
+    hook = model.stages[stage].register_forward_hook(lambda m, i, o: kept.update(a=o) or o.retain_grad())
+    model.zero_grad(); model(model.preprocess(picture))[0, target].backward(); hook.remove()
+    a = kept['a']; cam = torch.relu((a.grad.mean((2, 3), keepdim=True) * a).sum(1))[0].detach()
+    model.zero_grad(set_to_none=True)
+    return cam / cam.max()
+
+
+def test_grad_cam_is_what_hooks_give(model, task):
+    picture = task.test.inputs[:1]
+    want = by_hand(model, picture, 'layer3', 'layer4', 1)
+    heat = grad_cam(model, picture, 'layer3', [1])[0]
+    small = torch.nn.functional.interpolate(want[None, None], (64, 64), mode='bilinear', align_corners=False)[0, 0]
+    assert np.allclose(heat, small / small.max(), atol=1e-4)
+
+
+def test_grad_cam_leaves_the_model_alone(model, task):
+    state = {k: v.clone() for k, v in model.state_dict().items()}; model.train()
+    modes = [m.training for m in model.modules()]
+    grad_cam(model, task.test.inputs[:2])
+    assert [m.training for m in model.modules()] == modes and all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters()); model.eval()
+
+
+def test_grad_cam_by_name_number_and_none(model, task):
+    pictures = task.test.inputs[:3]
+    said = model(model.preprocess(pictures)).argmax(1).tolist()
+    assert np.array_equal(grad_cam(model, pictures), grad_cam(model, pictures, target=said))
+    assert np.array_equal(grad_cam(model, pictures, target='dog'), grad_cam(model, pictures, target=[1, 1, 1]))
+    with torch.no_grad(): assert grad_cam(model, pictures, 'layer4').shape == (3, 64, 64)          # also where gradients are off
+
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(stage='head'), 'head hands on no picture'), (dict(target='wolf'), "no class 'wolf'"), (dict(stage='layer9'), 'layer9')])
+def test_grad_cam_says_what_is_wrong(model, task, kw, words):
+    with pytest.raises(ValueError, match=words): grad_cam(model, task.test.inputs[:1], **kw)
+
+
+def test_show_cam_takes_any_name(model, task):
+    fig = show_cam(task.test.inputs[:2], grad_cam(model, task.test.inputs[:2]), ['$x$ <b>', 'y' * 500])
+    fig.canvas.draw(); assert len(fig.axes[1].get_title()) <= 24
+
+
+def test_suspects_find_planted_errors():
+    rng = np.random.default_rng(0); y = np.repeat([0, 1], 100); x = rng.normal(size=(200, 5)) + 2 * y[:, None]
+    wrong = rng.choice(200, 10, replace=False); dirty = y.copy(); dirty[wrong] = 1 - dirty[wrong]
+    t = label_suspects(torch.tensor(x), dirty)
+    assert np.isin(t.row[:10], wrong).sum() >= 9 and (t.better[:9] != t.label[:9]).all() and t.belief.is_monotonic_increasing
+    assert sorted(t.row) == list(range(200)) and (t.label == dirty[t.row]).all()
+
+
+def test_suspects_of_few_labels():
+    with pytest.raises(ValueError, match='Class 1 has 3 examples'): label_suspects(torch.zeros(10, 2), [0] * 7 + [1] * 3)
+
+
+@pytest.mark.parametrize('epochs', [8, 16, 40])
+def test_race_plans_have_equal_epochs(epochs):
+    plans = race_plans(epochs, mixup=.4)
+    assert {p.epochs for p in plans} == {epochs} and len({p.name for p in plans}) == 5
+    assert [p.mixup for p in plans] == [.4, 0, 0, .4, .4] and [p.pretrained for p in plans] == [False, True, True, True, True]
+
+
+def test_study_is_whole(photos):
+    assert not photos.missing and len(photos.runs) == 125 == photos.test_reads
+    assert list(photos.plans) == [p.name for p in race_plans()] and photos.budgets == [20, 50, 100, 200, 500]
+    assert photos.asked['plans'] == {p.name: repr(p) for p in race_plans(40, mixup=.4)}
+    assert {len(r['labels']) for r in photos.runs} == {400}
+
+
+@pytest.mark.parametrize('plan', ['feature extraction', 'fine-tuning'])
+def test_transfer_beats_scratch_at_every_budget(photos, plan):
+    for budget in photos.budgets: assert photos.verdict(plan, 'from scratch', budget).low > 0, budget
+
+
+def test_lesson_shows_what_the_results_say(photos, stored):
+    for budget in photos.budgets:
+        for pair in [('fine-tuning', 'from scratch'), ('fine-tuning', 'feature extraction'), ('frozen, augmented', 'feature extraction')]:
+            assert str(photos.verdict(*pair, budget)) in stored, (pair, budget)
+        assert advise(photos, budget) in stored
+    assert str(photos.crossover('fine-tuning', 'feature extraction')) in stored and repr(photos) in stored
+    for r in photos.summary().itertuples(): assert f'{100 * r.mean:.1f}% ({100 * r.low:.1f} to {100 * r.high:.1f})' in stored, r
+
+
+def test_prose_of_lesson_types_no_accuracy():
+    nb = json.loads((ROOT/'nbs'/'09_cats_and_dogs.ipynb').read_text(encoding='utf-8'))
+    prose = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose)
+
+
+def test_advice_follows_the_figures(photos):
+    t = photos.summary()
+    for budget in photos.budgets:
+        u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); text = advise(photos, budget)
+        assert f'{best} has the highest mean, {u["mean"][best]:.1%}' in text and f'{u.seconds[best]:.1f} s' in text
+
+
+def test_costs_are_drawn(photos):
+    fig = draw_costs(photos); assert len(fig.axes[0].lines) >= 5 and 'seconds' in fig.axes[0].get_xlabel()
