@@ -42,7 +42,7 @@ def call(*words, cwd, **env):
 
 def copy_of(root, folder):
     "Copy the files of a clone that git would keep."
-    ignore = shutil.ignore_patterns('.git', '.venv', '_*[!y]', 'build', 'dist', '*.egg-info', '__pycache__', '.*cache', '.ipynb_checkpoints')
+    ignore = shutil.ignore_patterns('.git', '.venv*', '_*[!y]', 'build', 'dist', '*.egg-info', '__pycache__', '.*cache', '.ipynb_checkpoints')
     return Path(shutil.copytree(root, folder, ignore=ignore))
 
 
