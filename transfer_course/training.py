@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from .backbones import StagedModel, TextInput
 from .backstage.feature_files import Tokens, each, hashed, hashed_data
 from .backstage.plots import OKABE_ITO
-from .backstage.text_models import like_lengths
+from .backstage.text_models import QuickDropout, like_lengths
 from .features import autocast, best_device, caching_pays, run, take
 from .freezing import freeze_until, learning_rates, stage_index
 
@@ -309,7 +309,7 @@ def _step(model, x, y, opt, plan, start, device):
     "One step of training; gives the loss. Raises TrainingError, with weights and statistics as before, where loss or gradient is no number."
     buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
     before, params = [b.clone() for b in buffers], [p for g in opt.param_groups for p in g['params']]
-    with autocast(device): logits = model(each(lambda t: t.to(device), x), start=start)
+    with autocast(device), QuickDropout(): logits = model(each(lambda t: t.to(device), x), start=start)
     loss = F.cross_entropy(logits.float(), y, label_smoothing=plan.smoothing)
     opt.zero_grad(); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(params, plan.clip)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POOLS', 'FAMILIES', 'TEXT_KINDS', 'ALIASES', 'TextInput', 'TextEmbeddings', 'TextLayer', 'TextPool', 'TextModelError',
            'cut_into_stages', 'positions_of', 'words_of', 'read_config', 'read_network', 'random_network',
-           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum', 'like_lengths']
+           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum', 'like_lengths', 'QuickDropout']
 
 # %% ../../nbs/backstage/text_models.ipynb #640a2ebd
 import copy, hashlib, importlib.metadata, os, warnings
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # %% ../../nbs/backstage/text_models.ipynb #de3bbcd0
 class TextInput:
@@ -340,3 +342,28 @@ def like_lengths(
         rows = torch.cat(parts[i:i + window])
         out += rows[sizes[rows].argsort(stable=True)].split([len(p) for p in parts[i:i + window]])
     return [out[i] for i in torch.randperm(batches, generator=generator)]
+
+# %% ../../nbs/backstage/text_models.ipynb #e5ddc1f1
+def _kept(x, p):
+    "A factor for each element of `x`: 0 with probability `p`, or else 1 / (1 - p)."
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
+    return (bits >= round(p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - p))
+
+class QuickDropout(TorchFunctionMode):
+    "While it is on, dropout on a CPU draws its masks from 16 random bits an element; everything else stays as it is."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        mine = {F.dropout: self._dropout, F.scaled_dot_product_attention: self._attention}.get(func)
+        return mine(*args, **kwargs or {}) if mine else func(*args, **kwargs or {})
+
+    def _dropout(self, x, p=.5, training=True, inplace=False):
+        if not training or inplace or not 0 < p < 1 or x.device.type != 'cpu': return F.dropout(x, p, training, inplace)
+        return x * _kept(x, p)
+
+    def _attention(self, q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=None, **more):
+        if is_causal or more or not 0 < dropout_p < 1 or q.device.type != 'cpu':
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, **more)
+        with torch.autocast('cpu', enabled=False):
+            scores = (q * (scale or q.shape[-1] ** -.5)) @ k.transpose(-2, -1)
+            if attn_mask is not None: scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+            weights = scores.softmax(-1)
+            return (weights * _kept(weights, dropout_p)) @ v
