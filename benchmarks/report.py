@@ -72,6 +72,10 @@ def bars(results):
     times('Last stage: at least 3 times less than the fastest peer', fastest('last'), 3)
     times('Full fine-tuning: at least 2.3 times less than the fastest peer at its defaults', fastest('full'), 2.3)
     for who in 'tutorial+bf16', 'tutorial+bf16+b32': times(f'Full fine-tuning: not slower than {label(who)}', rows.get(('full', who)), 1)
+    times('Reviews: at least 3.3 times less time than the Trainer', trainer := rows.get(('text', 'trainer')), 3.3)
+    if trainer and 'difference' in trainer:
+        mean, low, high = trainer['difference']
+        out.append(('Reviews: accuracy not lower than the Trainer', f'{points(mean)} points ({points(low)} to {points(high)})', high >= 0))
     if machine := [r for r in results['runs'] if r['job'] == 'machine']:
         share = median(r['share'] for r in machine)
         out.append(('A training step at 50% or more of the best matrix product', f'{share:.0%} in {machine[0]["dtype"]}', share >= .5))
@@ -95,7 +99,6 @@ def table(results):
         if not mine: out.append('Not yet measured.'); continue
         out += ['| | seconds (least to most, turns) | times ours | peak memory, MB (above imports) | test accuracy (95%) | '
                 'ours less theirs, points (95%) | own preparation |', '|---|---:|---:|---:|---:|---:|---:|', *map(_row, mine)]
-        if job == 'text': out += ['', 'transfer_course: not yet measured, it has no text backbone yet.']
     if machine := [r for r in results['runs'] if r['job'] == 'machine']:
         import profile_step
         out += ['', '**The machine and our training step**', '', profile_step.table(sorted(machine, key=lambda r: r['share'])[len(machine) // 2])]
@@ -116,7 +119,7 @@ def figure(results, path):
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    rows = [r for r in summary(results) if r['job'] != 'text']
+    rows = summary(results)
     jobs = [j for j in JOBS if any(r['job'] == j for r in rows)]
     if not jobs: return None
     counts = [sum(r['job'] == j for r in rows) for j in jobs]
@@ -126,9 +129,9 @@ def figure(results, path):
     low, high = min(min(r['all_seconds']) for r in rows), max(max(r['all_seconds']) for r in rows)
     axes[0, 0].set(xscale='log', xlim=(low / 2, high * 9)); axes[0, 0].xaxis.set_major_formatter('{x:g}')
     axes[-1, 0].set_xlabel('seconds from files on disk to a trained model (logarithmic); dots are single turns\n'
-                           'beside each bar: median seconds, accuracy on the test pictures (95% interval)')
+                           'beside each bar: median seconds, accuracy on the test split (95% interval)')
     s = results['settings']
-    fig.suptitle(f'The race: pocket-resnet, photographs of {s["size"]} pixels, CPU threads: {results["machine"]["threads"]}')
+    fig.suptitle(f'The race: pocket-resnet on photographs of {s["size"]} pixels, minilm on reviews; CPU threads: {results["machine"]["threads"]}')
     fig.savefig(path, dpi=110); plt.close(fig)
     return path
 
