@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, dark_and_light
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,14 +26,7 @@ from transfer_course.training import learning_rate_range, mixup, run, schedule
 
 
 @pytest.fixture(scope='module')
-def task():
-    "Sixteen training pictures: dark ones and light ones."
-    rng = np.random.default_rng(0)
-    def part(name, n):
-        labels = np.arange(n) % 2
-        pictures = rng.integers(0, 120, (n, 48, 48, 3), dtype=np.uint8) + (labels * 100).astype(np.uint8)[:, None, None, None]
-        return Split(name, pictures, labels, [f'{name}{i}' for i in range(n)])
-    return Task('dark and light', 'pictures', ['dark', 'light'], part('train', 16), part('valid', 8), part('test', 8))
+def task(): return dark_and_light()
 
 
 @pytest.fixture
