@@ -9,6 +9,8 @@ from conftest import ROOT
 
 from transfer_course.backbones import attach_head, load_backbone
 from transfer_course.backstage.assets import results_path
+from transfer_course.backstage.plots import colors_of
+from transfer_course.backstage.views import budget_facts
 from transfer_course.cats_and_dogs import advise, draw_costs, grad_cam, label_suspects, race_plans, show_cam
 from transfer_course.studies import Study
 from transfer_course.tasks import load_pets
@@ -131,6 +133,13 @@ def test_advice_follows_the_figures(photos):
     for budget in photos.budgets:
         u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); text = advise(photos, budget)
         assert f'{best} has the highest mean, {u["mean"][best]:.1%}' in text and f'{u.seconds[best]:.1f} s' in text
+
+
+def test_a_plan_has_one_colour_in_every_figure(photos):
+    def lines(fig): return {l.get_label(): l.get_color() for l in fig.axes[0].lines if l.get_label() in photos.plans}
+    def bars(fig): return {c.get_label(): c.lines[0].get_color() for c in fig.axes[0].containers}
+    drawn = [lines(photos.plot()), bars(draw_costs(photos)), {l['plan']: l['colour'] for l in budget_facts(photos)['lines']}]
+    assert drawn[0] == drawn[1] == drawn[2] == colors_of(photos.plans) and len(set(drawn[0].values())) == len(photos.plans)
 
 
 def test_costs_are_drawn(photos):

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .backstage.pictures import short
+from .backstage.plots import colors_of
 from .freezing import stage_index
 from .training import feature_extraction, fine_tuning, from_scratch, gradual_unfreezing
 
@@ -103,8 +104,7 @@ def draw_costs(
     study, # Study
 ):         # matplotlib Figure
     "Draw accuracy over seconds of training, one line a plan, one point a budget."
-    from transfer_course.studies import _colors
-    table, colors = study.summary(), _colors(study.plans)
+    table, colors = study.summary(), colors_of(study.plans)
     fig, ax = plt.subplots(figsize=(6.6, 3.6), layout='constrained')
     for name, mark in zip(study.plans, 'osD^vPX*' * len(study.plans)):
         t = table[table.plan == name]
