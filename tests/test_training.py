@@ -525,6 +525,11 @@ def test_stages_of_the_backbone_go_on_to_the_same_bits(task, tmp_path, monkeypat
     assert is_same(resumed(task, tmp_path/'run', plan=plan), (state(m), h))
 
 
+def test_parts_of_a_killed_checkpoint_go_at_the_end(task, tmp_path, undisturbed):
+    part = tmp_path/'run.safetensors.part'; mine = tmp_path/f'.run.safetensors.{"0a" * 4}.part'; part.touch(); mine.touch()   # the first is not ours
+    assert is_same(resumed(task, tmp_path/'run.safetensors'), undisturbed) and list(tmp_path.iterdir()) == [part]
+
+
 def test_killed_again_and_again(task, tmp_path, monkeypatch, undisturbed):
     for n in (3, 3, 4, 1): kill(task, tmp_path/'run', monkeypatch, n=n)
     assert is_same(resumed(task, tmp_path/'run'), undisturbed)

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .backstage.assets import write_json
 from .backstage.pictures import short
 from .backstage.plots import colors_of
-from .evaluation import Shown, evaluate, mean_interval, write_json
+from .evaluation import Shown, evaluate, mean_interval
 
 # %% ../nbs/08b_studies.ipynb #b4d47bae
 class StudyError(ValueError):
