@@ -120,13 +120,14 @@ def test_lesson_shows_what_the_results_say(photos, stored):
             assert str(photos.verdict(*pair, budget)) in stored, (pair, budget)
         told = answer(photos, budget); assert '\n  '.join([told['headline'], *told['says']]) in stored, budget
     assert str(photos.crossover('fine-tuning', 'feature extraction')) in stored and repr(photos) in stored
+    assert f'{photos.table().seconds.sum() / 60:.0f} minutes of training in all' in stored and str(photos.asked['sizes']) in stored
     for r in photos.summary().itertuples(): assert f'{100 * r.mean:.1f}% ({100 * r.low:.1f} to {100 * r.high:.1f})' in stored, r
 
 
-def test_prose_of_lesson_types_no_accuracy():
+def test_prose_of_lesson_types_no_accuracy_and_no_time():
     nb = json.loads((ROOT/'nbs'/'09_cats_and_dogs.ipynb').read_text(encoding='utf-8'))
     prose = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
-    assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose)
+    assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose) and not re.findall(r'\b(?:minute|hour)s?\b', prose)
 
 
 def test_answer_follows_the_figures(photos):
