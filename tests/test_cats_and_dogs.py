@@ -114,6 +114,19 @@ def test_transfer_beats_scratch_at_every_budget(photos, plan):
     for budget in photos.budgets: assert photos.verdict(plan, 'from scratch', budget).low > 0, budget
 
 
+def test_prose_of_lesson_holds(photos):
+    "What the lesson says in words about few labels, hundreds of labels, random crops and their price."
+    ahead = {b: photos.verdict('fine-tuning', 'feature extraction', b) for b in photos.budgets}
+    assert [b for b, v in ahead.items() if v.low > 0] == [200, 500] == [b for b, v in ahead.items() if v.detectable]
+    cost = photos.summary().pivot(index='plan', columns='budget', values='seconds')
+    for b in photos.budgets:
+        assert not photos.verdict('frozen, augmented', 'feature extraction', b).detectable and cost[b].idxmin() == 'feature extraction'
+        assert cost[b]['frozen, augmented'] > 2 * cost[b]['feature extraction']
+    assert answer(photos, 20)['headline'].count('open between') == answer(photos, 50)['headline'].count('open between') == 1
+    for b in (20, 50): assert any('feature extraction costs least' in s for s in answer(photos, b)['says'])
+    for b in (200, 500): assert answer(photos, b)['headline'] == f'With {b} labels: fine-tuning.'
+
+
 def test_lesson_shows_what_the_results_say(photos, stored):
     for budget in photos.budgets:
         for pair in [('fine-tuning', 'from scratch'), ('fine-tuning', 'feature extraction'), ('frozen, augmented', 'feature extraction')]:
