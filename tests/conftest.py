@@ -1,4 +1,4 @@
-"Shared by the tests: the clone, a way to run commands, and a tiny course that can be broken."
+"Shared by the tests: the clone, a way to run commands, a small task, and a tiny course that can be broken."
 import os
 import shutil
 import signal
@@ -30,6 +30,19 @@ def command(tmp_path_factory):
         attend = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) if start and os.name == 'posix' else {}
         return call(words, cwd=cwd, env=env | more, **pipes, **attend)
     return run
+
+
+def dark_and_light():
+    "A task of sixteen training pictures: dark ones and light ones."
+    import numpy as np
+
+    from transfer_course.tasks import Split, Task
+    rng = np.random.default_rng(0)
+    def part(name, n):
+        labels = np.arange(n) % 2
+        pictures = rng.integers(0, 120, (n, 48, 48, 3), dtype=np.uint8) + (labels * 100).astype(np.uint8)[:, None, None, None]
+        return Split(name, pictures, labels, [f'{name}{i}' for i in range(n)])
+    return Task('dark and light', 'pictures', ['dark', 'light'], part('train', 16), part('valid', 8), part('test', 8))
 
 
 def cell(kind, text, **more):

@@ -9,9 +9,12 @@ from conftest import ROOT
 
 from transfer_course.backbones import attach_head, load_backbone
 from transfer_course.backstage.assets import results_path
-from transfer_course.cats_and_dogs import advise, draw_costs, grad_cam, label_suspects, race_plans, show_cam
+from transfer_course.backstage.plots import colors_of
+from transfer_course.backstage.views import budget_facts
+from transfer_course.cats_and_dogs import draw_costs, grad_cam, label_suspects, race_plans, show_cam
 from transfer_course.studies import Study
 from transfer_course.tasks import load_pets
+from transfer_course.widgets import BudgetView, answer
 
 
 @pytest.fixture(scope='module')
@@ -111,26 +114,60 @@ def test_transfer_beats_scratch_at_every_budget(photos, plan):
     for budget in photos.budgets: assert photos.verdict(plan, 'from scratch', budget).low > 0, budget
 
 
+def test_prose_of_lesson_holds(photos):
+    "What the lesson says in words about few labels, hundreds of labels, random crops and their price."
+    ahead = {b: photos.verdict('fine-tuning', 'feature extraction', b) for b in photos.budgets}
+    assert [b for b, v in ahead.items() if v.low > 0] == [200, 500] == [b for b, v in ahead.items() if v.detectable]
+    cost = photos.summary().pivot(index='plan', columns='budget', values='seconds')
+    for b in photos.budgets:
+        assert not photos.verdict('frozen, augmented', 'feature extraction', b).detectable and cost[b].idxmin() == 'feature extraction'
+        assert cost[b]['frozen, augmented'] > 2 * cost[b]['feature extraction']
+    assert answer(photos, 20)['headline'].count('open between') == answer(photos, 50)['headline'].count('open between') == 1
+    for b in (20, 50): assert any('feature extraction costs least' in s for s in answer(photos, b)['says'])
+    for b in (200, 500): assert answer(photos, b)['headline'] == f'With {b} labels: fine-tuning.'
+
+
 def test_lesson_shows_what_the_results_say(photos, stored):
     for budget in photos.budgets:
         for pair in [('fine-tuning', 'from scratch'), ('fine-tuning', 'feature extraction'), ('frozen, augmented', 'feature extraction')]:
             assert str(photos.verdict(*pair, budget)) in stored, (pair, budget)
-        assert advise(photos, budget) in stored
+        told = answer(photos, budget); assert '\n  '.join([told['headline'], *told['says']]) in stored, budget
     assert str(photos.crossover('fine-tuning', 'feature extraction')) in stored and repr(photos) in stored
+    assert f'{photos.table().seconds.sum() / 60:.0f} minutes of training in all' in stored and str(photos.asked['sizes']) in stored
     for r in photos.summary().itertuples(): assert f'{100 * r.mean:.1f}% ({100 * r.low:.1f} to {100 * r.high:.1f})' in stored, r
 
 
-def test_prose_of_lesson_types_no_accuracy():
+def test_prose_of_lesson_types_no_accuracy_and_no_time():
     nb = json.loads((ROOT/'nbs'/'09_cats_and_dogs.ipynb').read_text(encoding='utf-8'))
     prose = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
-    assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose)
+    assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose) and not re.findall(r'\b(?:minute|hour)s?\b', prose)
 
 
-def test_advice_follows_the_figures(photos):
-    t = photos.summary()
+def test_answer_follows_the_figures(photos):
+    t, cost = photos.summary(), lambda s: f'{s:.2g} s a run' if s < 10 else f'{s:,.0f} s a run'
     for budget in photos.budgets:
-        u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); text = advise(photos, budget)
-        assert f'{best} has the highest mean, {u["mean"][best]:.1%}' in text and f'{u.seconds[best]:.1f} s' in text
+        u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); second = u['mean'].drop(best).idxmax()
+        told = answer(photos, budget); head, says = told['headline'], ' '.join(told['says'])
+        rivals = [p for p in u.index if p != best and not photos.verdict(best, p, budget).detectable]
+        assert head.startswith(f'With {budget} labels: open between {best}' if rivals else f'With {budget} labels: {best}.')
+        assert {p for p in u.index if p in head} == {best, *rivals} and str(photos.verdict(best, second, budget)) in says
+        cheap = u.seconds[[best, *rivals]].idxmin()
+        if cheap == best: assert f'{best} took {cost(u.seconds[best])}' in says and 'costs least' not in says
+        else: assert f'{cheap} costs least: {cost(u.seconds[cheap])}, against {cost(u.seconds[best])[:-6]} for {best}.' in says
+        rows = dict(next(f['rows'] for f in budget_facts(photos)['frames'] if f['labels'] == budget))
+        for p in u.itertuples(): assert rows[p.Index].startswith(f'{100 * p.mean:.1f}% ({100 * p.low:.1f} to {100 * p.high:.1f}), ')
+
+
+def test_lesson_shows_the_view_of_the_study(photos, stored):
+    view = BudgetView(photos, labels=200)
+    assert view.twin().text in stored and view.ask(300) in stored and '300 labels were not measured' in stored
+
+
+def test_a_plan_has_one_colour_in_every_figure(photos):
+    def lines(fig): return {l.get_label(): l.get_color() for l in fig.axes[0].lines if l.get_label() in photos.plans}
+    def bars(fig): return {c.get_label(): c.lines[0].get_color() for c in fig.axes[0].containers}
+    drawn = [lines(photos.plot()), bars(draw_costs(photos)), {l['plan']: l['colour'] for l in budget_facts(photos)['lines']}]
+    assert drawn[0] == drawn[1] == drawn[2] == colors_of(photos.plans) and len(set(drawn[0].values())) == len(photos.plans)
 
 
 def test_costs_are_drawn(photos):

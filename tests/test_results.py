@@ -1,11 +1,13 @@
 "What the course claims about its weights and its experiments is what the files say."
 import hashlib
 import json
+import os
 
 import pandas as pd
 import pytest
 
-from transfer_course.backstage.assets import asset_path
+from transfer_course.backstage import measurements
+from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, write_json
 from transfer_course.backstage.measurements import load_results, photo_plans
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
@@ -50,3 +52,50 @@ def test_photographs_gain_from_transfer():
     wide = runs('three_ways_photos', photo_plans()); mean = wide.mean()
     assert mean['feature extraction'] >= .77 and mean['fine-tuning'] > mean['feature extraction']
     assert mean_interval(wide['fine-tuning'] - wide['from scratch'])[1] > .1
+
+
+# Files that are written whole, or not at all
+
+@pytest.mark.parametrize('where', ['write', 'fsync', 'replace'])
+def test_a_writer_that_dies_leaves_the_old_file_and_no_part(tmp_path, monkeypatch, where):
+    path = tmp_path/'a [1].json'; write_json(path, ['old'])
+    def dies(*a): raise KeyboardInterrupt
+    def write(part):
+        part.write_text('half')
+        if where == 'write': dies()
+    if where != 'write': monkeypatch.setattr(os, where, dies)
+    with pytest.raises(KeyboardInterrupt): replace_file(path, write, keep=tmp_path/'kept')
+    kept = tmp_path/'kept'
+    assert json.loads(path.read_text()) == ['old'] and [p.name for p in tmp_path.iterdir()] == [path.name] and not kept.exists()
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    calls, path = [], tmp_path/'a'
+    for name in ('fsync', 'replace'):
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=getattr(os, name): calls.append(name) or real(*a))
+    assert write_json(path, 1) == path and calls == ['fsync', 'replace']
+    replace_file(path, lambda part: part.write_text('2'), keep=tmp_path/'b')
+    assert (path.read_text(), (tmp_path/'b').read_text()) == ('2', '1\n') and calls[2:] == ['fsync', 'replace', 'replace'] and len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize('odd', [float('nan'), float('inf'), {1, 2}])
+def test_what_is_no_json_is_not_written(tmp_path, odd):
+    with pytest.raises((ValueError, TypeError)): write_json(tmp_path/'a', [odd])
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_killed_programs_go_and_those_of_others_stay(tmp_path):
+    old, new, other = (tmp_path/n for n in ('.run [1].01234567.part', '.run [1].89abcdef.part', '.run [1].2.01234567.part'))
+    for p in (old, new, other): p.write_text('half')
+    for p in (old, other): os.utime(p, (1, 1))
+    write_json(tmp_path/'run [1]', 1); assert not old.exists() and new.exists() and other.exists(), 'somebody may still write the new one'
+    remove_parts(tmp_path/'run [1]'); assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, 'run [1]']
+
+
+def test_results_are_written_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(measurements, 'results_path', lambda name, new=False: tmp_path/name)
+    path = measurements.save_results('x', 'Größer?', 'make x', [dict(a=1)])
+    assert path == tmp_path/'x.json' and 'Größer?' in path.read_text(encoding='utf-8') and load_results('x')['rows'] == [dict(a=1)]
+    monkeypatch.setattr(os, 'replace', lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError): measurements.save_results('x', 'Smaller?', 'make x', [])
+    assert load_results('x')['question'] == 'Größer?' and [p.name for p in tmp_path.iterdir()] == ['x.json']

@@ -15,6 +15,7 @@ from test_evaluation import NO_TORCH
 
 from transfer_course import studies
 from transfer_course.backbones import load_backbone
+from transfer_course.backstage.plots import colors_of
 from transfer_course.evaluation import mean_interval
 from transfer_course.studies import Study, StudyError, compare, task_print
 from transfer_course.tasks import Split, Task
@@ -243,7 +244,7 @@ def test_a_study_shows_itself(monkeypatch):
     s.plot('macro_f1').canvas.draw(); t = s.summary(); assert len(t) == 4 and (t.low < t['mean']).all()
     one = made({20: .1}, seeds=1); assert 'one seed' in str(one) and 'one seed' in one.plot().axes[0].get_title() and np.isnan(one.summary().low).all()
     five = ['from scratch', 'feature extraction', 'fine-tuning', 'gradual unfreezing', 'frozen with augmentation', 'x', 'y']
-    assert len(set(studies._colors(five).values())) == 7 and studies._colors(five)['from scratch'] == '#D55E00'
+    assert len(set(colors_of(five).values())) == 7 and colors_of(five)['from scratch'] == '#D55E00'
 
 
 def test_save_and_load_without_torch(whole, tmp_path, root):

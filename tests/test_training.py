@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import ROOT, dark_and_light
 from safetensors.torch import save_file
 from torch import nn
 
@@ -26,14 +26,7 @@ from transfer_course.training import learning_rate_range, mixup, run, schedule
 
 
 @pytest.fixture(scope='module')
-def task():
-    "Sixteen training pictures: dark ones and light ones."
-    rng = np.random.default_rng(0)
-    def part(name, n):
-        labels = np.arange(n) % 2
-        pictures = rng.integers(0, 120, (n, 48, 48, 3), dtype=np.uint8) + (labels * 100).astype(np.uint8)[:, None, None, None]
-        return Split(name, pictures, labels, [f'{name}{i}' for i in range(n)])
-    return Task('dark and light', 'pictures', ['dark', 'light'], part('train', 16), part('valid', 8), part('test', 8))
+def task(): return dark_and_light()
 
 
 @pytest.fixture
@@ -530,6 +523,11 @@ def test_stages_of_the_backbone_go_on_to_the_same_bits(task, tmp_path, monkeypat
         kill_at(patch, STEP, 6)
         with pytest.raises(Killed): resumed(task, tmp_path/'run', plan=plan)
     assert is_same(resumed(task, tmp_path/'run', plan=plan), (state(m), h))
+
+
+def test_parts_of_a_killed_checkpoint_go_at_the_end(task, tmp_path, undisturbed):
+    part = tmp_path/'run.safetensors.part'; mine = tmp_path/f'.run.safetensors.{"0a" * 4}.part'; part.touch(); mine.touch()   # the first is not ours
+    assert is_same(resumed(task, tmp_path/'run.safetensors'), undisturbed) and list(tmp_path.iterdir()) == [part]
 
 
 def test_killed_again_and_again(task, tmp_path, monkeypatch, undisturbed):

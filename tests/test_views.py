@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from conftest import dark_and_light
 from torch import nn
 
 from transfer_course.backbones import attach_head, load_backbone
@@ -15,7 +16,6 @@ from transfer_course.backstage.views import (EDITS, MOST_PHASES, BudgetView, Dri
                                              stops_of, timeline_facts)
 from transfer_course.freezing import freeze_until
 from transfer_course.studies import Study
-from transfer_course.tasks import Split, Task
 from transfer_course.training import Phase, Plan, feature_extraction, fine_tuning, fit, from_scratch, gradual_unfreezing
 
 RESNET, BERT = ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'head'], ['embeddings', *[f'layer{i}' for i in range(12)], 'head']
@@ -49,13 +49,7 @@ def study(plans=('from scratch', 'feature extraction', 'fine-tuning'), budgets=(
 
 
 @pytest.fixture(scope='module')
-def task():
-    rng = np.random.default_rng(0)
-    def part(name, n):
-        labels = np.arange(n) % 2
-        pictures = rng.integers(0, 120, (n, 48, 48, 3), dtype=np.uint8) + (labels * 100).astype(np.uint8)[:, None, None, None]
-        return Split(name, pictures, labels, [f'{name}{i}' for i in range(n)])
-    return Task('dark and light', 'pictures', ['dark', 'light'], part('train', 16), part('valid', 8), part('test', 8))
+def task(): return dark_and_light()
 
 
 # ---- thaw timeline

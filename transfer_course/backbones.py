@@ -7,7 +7,7 @@ __all__ = ['PictureInput', 'StagedModel', 'Backbone', 'attach_head', 'WeightsErr
            'stage_table', 'TextInput']
 
 # %% ../nbs/03_what_was_learned.ipynb #983d500c
-import copy, difflib, hashlib, json, os, queue, re, socket, threading, urllib.error, urllib.parse, urllib.request
+import copy, difflib, json, os, queue, re, socket, threading, urllib.error, urllib.parse, urllib.request
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from .backstage.downloads import sha256_of
 from .backstage.text_models import ALIASES, FAMILIES, POOLS, TEXT_KINDS, TextInput, TextModelError, TextPool, cached, checksum
 from .backstage.text_models import cut_into_stages, fetch, packaged, positions_of, random_network, read_config, read_network
 from .backstage.text_models import read_tokenizer, words_of
@@ -269,16 +270,9 @@ def attach_head(
 class WeightsError(RuntimeError):
     "Weights that are missing, can't be fetched, are damaged, or belong to another network."
 
-def _digest(path):
-    "SHA-256 of a file, in hexadecimal."
-    digest = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1 << 20): digest.update(block)
-    return digest.hexdigest()
-
 def _check(path, expected):
     "Raise WeightsError unless the SHA-256 of the file begins with `expected`."
-    got = _digest(path)
+    got = sha256_of(path)
     if not got.startswith(expected):
         raise WeightsError(f'{path} does not match its checksum (expected {expected[:8]}…, got {got[:8]}…): it is cut short or not the right file; '
                            'delete it and load again.')

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .backstage.assets import write_json
 from .backstage.pictures import short
-from .backstage.plots import OKABE_ITO, PLAN_COLORS, color_of
-from .evaluation import Shown, evaluate, mean_interval, write_json
+from .backstage.plots import colors_of
+from .evaluation import Shown, evaluate, mean_interval
 
 # %% ../nbs/08b_studies.ipynb #b4d47bae
 class StudyError(ValueError):
@@ -240,13 +241,6 @@ def _tell_crossing(a, b, budgets, verdicts):
 # %% ../nbs/08b_studies.ipynb #a891f7a7
 STUDY = 'transfer_course study 1'
 
-def _colors(names):
-    "A colour for each plan: its own of the course, and no colour twice while there are enough."
-    taken, palette = {}, [c for k, c in OKABE_ITO.items() if k not in ('yellow',)]
-    for n in sorted(names, key=lambda n: n not in PLAN_COLORS):
-        c = color_of(n); taken[n] = c if c not in taken.values() else next((p for p in palette if p not in taken.values()), c)
-    return taken
-
 @dataclass(eq=False)
 class Study(Shown):
     "Many runs: plans × label budgets × seeds, and what follows from them."
@@ -328,7 +322,7 @@ class Study(Shown):
 
     def plot(self, metric='accuracy'):
         "Draw each plan's mean over the budgets, with its 95% band. Returns a matplotlib Figure."
-        t, colors = self.summary(metric), _colors(self.plans); fig, ax = plt.subplots(figsize=(6.6, 3.6), layout='constrained')
+        t, colors = self.summary(metric), colors_of(self.plans); fig, ax = plt.subplots(figsize=(6.6, 3.6), layout='constrained')
         for (i, name), mark in zip(enumerate(self.plans), 'osD^vPX*' * len(self.plans)):
             if not len(r := t[t.plan == name]): continue
             ax.plot(r.budget, 100 * r['mean'], marker=mark, color=colors[name], linestyle=('-', '--', '-.', ':')[i % 4],

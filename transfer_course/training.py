@@ -30,6 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .backbones import StagedModel, TextInput
+from .backstage.assets import remove_parts, replace_file, write_json
 from .backstage.feature_files import Tokens, each, hashed, hashed_data
 from .backstage.plots import OKABE_ITO
 from .backstage.text_models import QuickDropout, like_lengths
@@ -178,16 +179,6 @@ def mixup(
     return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
 
 # %% ../nbs/07_fine_tuning.ipynb #dab86873
-def _replace(path, write, keep=None):
-    "Let `write` make a file beside `path`; when it is whole and on the disk, put it in the place of `path`, and the old one at `keep`."
-    part = path.with_name(path.name + '.part')
-    try:
-        write(part)
-        with open(part, 'rb+') as f: os.fsync(f.fileno())
-        if keep and path.exists(): os.replace(path, keep)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
-
 @dataclass(repr=False)
 class History:
     "What happened in training: one row an epoch."
@@ -231,9 +222,7 @@ class History:
         path, # of a .json file; its folder must be there
     ):        # the Path
         "Write everything as JSON, whole or not at all."
-        path = Path(path)
-        _replace(path, lambda part: part.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + '\n', encoding='utf-8'))
-        return path
+        return write_json(path, self.to_dict(), indent=1, ensure_ascii=False, allow_nan=True)
 
     @classmethod
     def load(cls,
@@ -416,7 +405,7 @@ class _Checkpoint:
         tensors = {f'{g}.{k}': v.detach().cpu().contiguous().clone() for g, vs in groups.items() for k, v in vs.items()}
         facts = json.dumps(dict(made_with=self.made_with, history=s.history.to_dict()) | {k: getattr(s, k) for k in self.NUMBERS})
         def save(part): save_file(tensors, part, dict(facts=facts, sha256=_digest(tensors, facts)))
-        try: _replace(self.path, save, self.previous)
+        try: replace_file(self.path, save, self.previous)
         except Exception as e: warnings.warn(f'The checkpoint {str(self.path)!r} could not be written ({e}); training goes on without it.', stacklevel=2)
 
     NUMBERS = 'phase', 'epoch', 'waited', 'lowest', 'best_epoch'
@@ -450,7 +439,8 @@ class _Checkpoint:
         for kind, v in parts['random'].items(): getattr(torch, kind).set_rng_state(v)
 
     def remove(self):
-        for path in (self.path, self.previous, self.path.with_name(self.path.name + '.part')): path.unlink(missing_ok=True)
+        for path in (self.path, self.previous): path.unlink(missing_ok=True)
+        remove_parts(self.path)
 
 # %% ../nbs/07_fine_tuning.ipynb #04d09160
 def _phase(state, task, device, bar, kept=None):

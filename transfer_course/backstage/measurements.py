@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .assets import results_path
+from .assets import results_path, write_json
 
 # %% ../../nbs/backstage/measurements.ipynb #bbb348fd
 def machine():
@@ -45,11 +45,8 @@ def save_results(
     rows,     # list of dicts, one a run
 ):            # Path of the file
     "Write a results file, whole or not at all."
-    path = results_path(f'{name}.json', new=True); part = path.with_suffix('.part')
     record = dict(question=question, command=command, date=date.today().isoformat(), machine=machine(), rows=rows)
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    os.replace(part, path)
-    return path
+    return write_json(results_path(f'{name}.json', new=True), record, indent=1, ensure_ascii=False)
 
 # %% ../../nbs/backstage/measurements.ipynb #ba3965e8
 def three_ways(

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from .evidence import call, modes_of, moved_in, tensors_of
 from .pictures import short
-from .plots import color_of
+from .plots import colors_of
 from ..freezing import is_frozen, stages_of
 
 # %% ../../nbs/backstage/views.ipynb #842cb38a
@@ -672,13 +672,11 @@ def budget_facts(
     def cell(r): return f'{100 * r["mean"]:.1f}%' + (f' ({100 * r.low:.1f} to {100 * r.high:.1f})'
                                                      if r.seeds > 1 else ' (one seed)') + f', {_seconds(r.seconds)}'
     cells = {(r.plan, r.budget): cell(r) for _, r in t.iterrows()}
-    lines, taken = [], set()
+    lines, colours = [], colors_of(study.plans)
     for i, plan in enumerate(study.plans):
-        colour = next((c for c in [color_of(plan), '#0072B2', '#009E73', '#D55E00', '#E69F00', '#56B4E9', '#CC79A7'] if c not in taken), '#57606a')
-        taken.add(colour)
         points = [dict(x=x(r.budget), y=y(r['mean']), low=y(r.low if r.low == r.low else r['mean']), high=y(r.high if r.high == r.high else r['mean'])) for _,
                   r in t[t.plan == plan].iterrows()]
-        lines.append(dict(plan=short(plan, 40), colour=colour, dash=('', '8 4', '2 4', '10 3 2 3')[i % 4],
+        lines.append(dict(plan=short(plan, 40), colour=colours[plan], dash=('', '8 4', '2 4', '10 3 2 3')[i % 4],
                           mark=('circle', 'square', 'diamond', 'triangle')[i % 4], points=points))
     frames = []
     for n in stops:
