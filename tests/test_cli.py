@@ -170,7 +170,7 @@ def test_a_failing_assert_is_found_wherever_it_stands(tree, command):
     done = command('test', 'nbdev-test', 'lessons', cwd=tree)
     assert done.returncode == 1 and re.findall(r'^failed +(nbdev-test|lessons)', done.stdout, re.M) == ['nbdev-test', 'lessons'], done.stdout
     assert '\tbehind.ipynb' in done.stdout and '\tindex.ipynb' not in done.stdout
-    assert '1 of 2 lessons passed' in done.stdout and re.search('^failed +02_second +cell 6: AssertionError', done.stdout, re.M)
+    assert '1 of 2 lessons passed' in done.stdout and re.search('^failed +02_second +cell 7: AssertionError', done.stdout, re.M)
 
 
 def test_a_kernel_that_dies_is_told(tmp_path, command):
