@@ -21,7 +21,7 @@ def command(tmp_path_factory):
     "Run `transfer-course …` from this clone in any folder."
     script = tmp_path_factory.mktemp('bin')/'command.py'
     script.write_text('import sys\nfrom transfer_course.backstage.cli import main\nsys.exit(main(sys.argv[1:]))\n')
-    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(PYTHONPATH=str(ROOT), PYTHONIOENCODING='utf-8')
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST' and not k.startswith('PYTEST_')} | dict(PYTHONPATH=str(ROOT), PYTHONIOENCODING='utf-8')
     def run(*words, cwd, before=(), start=False, **more):
         words = [*before, sys.executable, str(script), *words]
         pipes = dict(stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding='utf-8')

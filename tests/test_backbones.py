@@ -204,6 +204,7 @@ def test_unknown_name():
     one_sentence(e, 'list_backbones()')
 
 
+@pytest.mark.alone
 def test_list_is_quick_and_says_what_is_here(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     start = time.perf_counter(); t = list_backbones(); seconds = time.perf_counter() - start
@@ -367,6 +368,7 @@ def test_download_faults(how, words, url, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.alone
 def test_a_silent_server_is_given_up(url, tmp_path):
     url('stall')
     start = time.perf_counter()
@@ -385,6 +387,7 @@ def test_no_network(base, url, tmp_path, monkeypatch):
     assert time.perf_counter() - start < 8 and left_behind(tmp_path) == []
 
 
+@pytest.mark.alone
 def test_a_name_server_that_is_silent(monkeypatch):
     monkeypatch.setattr(B.socket, 'getaddrinfo', lambda *a: time.sleep(1))
     start = time.perf_counter()

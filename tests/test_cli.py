@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, lesson
 
+from transfer_course.backstage import cli
+from transfer_course.backstage.assets import find_lessons
 from transfer_course.backstage.sync import read_notebook, write_notebook
 
 PICTURE = '''
@@ -115,6 +117,62 @@ def test_ctrl_c_writes_what_has_run(sign, tmp_path, command):
     assert 'stopped from outside' in page and (tmp_path/'_learn'/'index.html').is_file()
 
 
+def add(path, code):
+    "Add a code cell to a notebook."
+    nb = read_notebook(path); nb['cells'].append(lesson('x', code)['cells'][-1] | dict(id='added')); write_notebook(nb, path)
+
+
+MEET = """import os, time
+from pathlib import Path
+Path({mine!r}).write_text(f'{{os.getpid()}} '); end = time.time() + {wait}
+while not Path({other!r}).exists(): assert time.time() < end, 'alone'; time.sleep(.1)
+assert os.environ['OMP_NUM_THREADS'] == '1'"""
+
+
+def test_lessons_of_a_test_run_side_by_side(tree, tmp_path, command):
+    "Each waits for the other and has one thread; nobody is told how long it took."
+    for mine, other in (('01_first', '02_second'), ('02_second', '01_first')):
+        add(tree/'nbs'/f'{mine}.ipynb', MEET.format(mine=str(tmp_path/mine), other=str(tmp_path/other), wait=60))
+    done = command('test', 'lessons', cwd=tree)
+    assert done.returncode == 0 and '2 of 2 lessons passed' in done.stdout, done.stdout
+    assert sorted(re.findall(r'^passed +(\d.*)$', done.stdout, re.M)) == ['01_first', '02_second'], 'with no seconds behind the names'
+    assert {r['seconds'] for r in json.loads((tree/'_learn'/'runs.json').read_text()).values()} == {None}
+    assert 'passed</span>, ' in (tree/'_learn'/'01_first.html').read_text() and '2 passed.' in (tree/'_learn'/'index.html').read_text()
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='Ctrl-C is sent differently on Windows')
+def test_ctrl_c_stops_all_that_run_side_by_side(tree, tmp_path, command):
+    for mine in ('01_first', '02_second'): add(tree/'nbs'/f'{mine}.ipynb', MEET.format(mine=str(tmp_path/mine), other='never', wait=600))
+    shutil.copy(tree/'nbs'/'02_second.ipynb', tree/'nbs'/'03_third.ipynb')
+    run, marks, end = command('test', 'lessons', cwd=tree, start=True), [tmp_path/'01_first', tmp_path/'02_second'], time.time() + 120
+    while time.time() < end and not all(m.is_file() and m.read_text().endswith(' ') for m in marks): time.sleep(.2)
+    run.send_signal(signal.SIGINT)
+    out, _ = run.communicate(timeout=60)
+    assert run.returncode == 1 and '0 of 3 lessons passed' in out, out
+    assert {k: r['state'] for k, r in json.loads((tree/'_learn'/'runs.json').read_text()).items()} == {'01_first': 'stopped', '02_second': 'stopped'}
+    for mark in marks:
+        left = subprocess.run(['ps', '-o', 'stat=', '-p', mark.read_text()], capture_output=True, text=True).stdout.strip()
+        assert left[:1] in ('', 'Z'), 'no kernel is left behind'
+
+
+def test_every_notebook_runs_once(root, monkeypatch):
+    "Lessons in fresh kernels, all others by nbdev-test: together every notebook there is, and none of them twice."
+    from nbdev.doclinks import nbglob
+    monkeypatch.chdir(root)
+    others = {p.resolve() for p in nbglob(skip_file_re=cli._no_lessons(root), as_path=True)}    # as nbdev-test looks for them
+    lessons = {x.path.resolve() for x in find_lessons(start=root)}
+    there = {p.resolve() for p in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert others | lessons == there and not others & lessons and min(len(others), len(lessons)) > 5
+
+
+def test_a_failing_assert_is_found_wherever_it_stands(tree, command):
+    for name in ('02_second', 'backstage/behind'): add(tree/'nbs'/f'{name}.ipynb', 'assert 1 + 1 == 3')
+    done = command('test', 'nbdev-test', 'lessons', cwd=tree)
+    assert done.returncode == 1 and re.findall(r'^failed +(nbdev-test|lessons)', done.stdout, re.M) == ['nbdev-test', 'lessons'], done.stdout
+    assert '\tbehind.ipynb' in done.stdout and '\tindex.ipynb' not in done.stdout
+    assert '1 of 2 lessons passed' in done.stdout and re.search('^failed +02_second +cell 7: AssertionError', done.stdout, re.M)
+
+
 def test_a_kernel_that_dies_is_told(tmp_path, command):
     write_notebook(lesson('Dies', 'import os; os._exit(1)'), tmp_path/'01_dies.ipynb')
     done = command('learn', cwd=tmp_path)
@@ -173,6 +231,22 @@ def test_test_sums_up(tree, command):
     (tree/'tests'/'test_it.py').write_text('def test_yes(): pass\n')
     assert command('test', 'pytest', cwd=tree).returncode == 0
     assert command('test', 'juggling', cwd=tree).returncode == 2
+
+
+def test_tests_that_measure_seconds_run_alone(tree, command):
+    (tree/'tests').mkdir()
+    (tree/'tests'/'test_it.py').write_text('import os\nimport pytest\n\nWORKER = os.environ.get("PYTEST_XDIST_WORKER", "")\n\n'
+        'def test_beside(): assert WORKER.startswith("gw") and os.environ["OMP_NUM_THREADS"] == "1"\n\n'
+        '@pytest.mark.alone\ndef test_alone(): assert not WORKER\n')
+    done = command('test', 'pytest', cwd=tree)
+    assert done.returncode == 0 and '== 2 passed in ' in done.stdout.splitlines()[-1], done.stdout
+    (tree/'tests'/'test_it.py').write_text('import pytest\n\ndef test_beside(): pass\n\n@pytest.mark.alone\ndef test_alone(): assert 0\n')
+    done = command('test', 'pytest', cwd=tree)
+    assert done.returncode == 1 and '== 1 failed, 1 passed in ' in done.stdout.splitlines()[-1], done.stdout
+    (tree/'tests'/'test_it.py').write_text('nonsense\n')
+    assert command('test', 'pytest', cwd=tree).returncode == 1
+    (tree/'tests'/'test_it.py').unlink()
+    assert command('test', 'pytest', cwd=tree).returncode == 1, 'no tests at all are no success'
 
 
 def test_module_runs_too(root):

@@ -7,8 +7,10 @@ from pathlib import Path
 from statistics import median
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.alone
 LESSON = Path(__file__).resolve().parents[1]/'nbs'/'01_one_network_three_ways.ipynb'
 
 

@@ -193,6 +193,7 @@ def busy():
     return os.getloadavg()[0] > len(os.sched_getaffinity(0))
 
 
+@pytest.mark.alone
 def test_300_rows_redraw_in_time(browser, explorer):
     "From a click that changes every row to the redrawn page: median of 20, with a fake model that answers at once."
     page = Page(browser, explorer, python=False, view=many(explorer), opened=['head', 'body', 'stem'])

@@ -7,7 +7,7 @@ __all__ = ['LEFT_OUT', 'BAR', 'why_left_out', 'Run', 'offline', 'own_kernel', 'r
            'store', 'cores', 'store_times']
 
 # %% ../../nbs/backstage/lessons.ipynb #4de0ac14
-import json, os, re, signal, sys, tempfile, threading, time
+import json, os, re, shutil, signal, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Run:
     lesson: Lesson
     notebook: object     # executed notebook (nbformat node), as far as it came
     state: str = 'passed' # 'passed', 'failed' or 'stopped'
-    seconds: float = 0.
+    seconds: float = 0.   # None where another lesson ran at the same time: it would say little
     error: str = ''      # one line: cell and error
 
     @property
@@ -41,11 +41,13 @@ class Run:
 # %% ../../nbs/backstage/lessons.ipynb #3210b4a8
 def offline(
     folder, # scratch folder of the run
+    threads=None, # for arithmetic; None: as many as torch likes
 ):          # dict: environment of the kernel
     "Make the environment of a kernel that must do without the network and leaves nothing behind."
     env = dict(os.environ, HF_HUB_OFFLINE='1', TRANSFORMERS_OFFLINE='1', TRANSFER_COURSE_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
                IPYTHONDIR=str(Path(folder)/'.ipython'), PYDEVD_DISABLE_FILE_VALIDATION='1')
     env.pop('IN_TEST', None)
+    if threads: env |= dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     if root := find_root(): env['PYTHONPATH'] = os.pathsep.join([str(root)] + [p for p in [env.get('PYTHONPATH')] if p])
     return env
 
@@ -62,13 +64,13 @@ def own_kernel(
     return manager
 
 # %% ../../nbs/backstage/lessons.ipynb #bcae8c8a
-def _execute(nb, folder, manager, timeout, on_cell):
+def _execute(nb, folder, manager, timeout, on_cell, threads):
     "Run all cells of `nb` in an empty folder below `folder`; the first error ends it, as an exception."
     from nbclient import NotebookClient
     work = Path(folder)/'work'; work.mkdir()
     client = NotebookClient(nb, km=manager, timeout=timeout, shutdown_kernel='immediate', resources={'metadata': {'path': str(work)}},
                             on_cell_start=lambda cell, cell_index: on_cell(cell_index))
-    with open(Path(folder)/'.kernel.log', 'wb') as log: client.execute(env=offline(folder), stdout=log, stderr=log, cleanup_kc=True)
+    with open(Path(folder)/'.kernel.log', 'wb') as log: client.execute(env=offline(folder, threads), stdout=log, stderr=log, cleanup_kc=True)
 
 def _kill(manager):
     "End a kernel and its children at once."
@@ -82,6 +84,7 @@ def run_lesson(
     lesson,       # `Lesson`
     on_tick=None, # called often with (number of code cells begun, seconds so far)
     timeout=1800, # seconds for one cell
+    beside=False, # does another lesson run at the same time? Then this one has one thread, and nobody is told its seconds
 ):                # `Run`
     "Run a lesson in a fresh kernel and an empty folder. An error in the lesson is told in the result, not raised."
     import nbformat
@@ -94,7 +97,7 @@ def run_lesson(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         manager = own_kernel(folder)
         def work():
-            try: _execute(nb, folder, manager, timeout, lambda i: begun.__setitem__(0, sum(j <= i for j in code)))
+            try: _execute(nb, folder, manager, timeout, lambda i: begun.__setitem__(0, sum(j <= i for j in code)), 1 if beside else None)
             except Exception as e: caught.append(e)
         thread = threading.Thread(target=work, daemon=True); thread.start()
         try:
@@ -104,7 +107,7 @@ def run_lesson(
         except KeyboardInterrupt: run.state = 'stopped'
         _kill(manager); thread.join(10)
     for c in left: c.metadata['tags'].remove('skip-execution')
-    run.seconds = round(time.perf_counter() - start, 1)
+    run.seconds = None if beside else round(time.perf_counter() - start, 1)
     return _judge(run, caught, code[begun[0] - 1] + 1 if begun[0] else 0)
 
 # %% ../../nbs/backstage/lessons.ipynb #6b0869f9
@@ -127,27 +130,36 @@ def clock(
     return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 class Display:
-    "Shows how far the lessons are, on a terminal or in a log file."
+    "Shows how far the lessons are, on a terminal or in a log file. Several may be under way, each in its own thread."
     def __init__(self, total, stream=None, every=30):
         self.total, self.stream, self.every = total, stream or sys.stdout, every
-        self.live, self.done, self.said, self.start = self.stream.isatty(), 0, 0, time.perf_counter()
+        self.live, self.done, self.start = self.stream.isatty(), 0, time.perf_counter()
+        self.now, self.lock = {}, threading.Lock()    # name of each lesson under way -> [cells, cell, what is said, seconds when it was last said]
 
     def _write(self, text, end='\n'):
         self.stream.write(('\r\x1b[K' if self.live else '') + text + end); self.stream.flush()
 
     def begin(self, lesson, cells):
-        self.name, self.cells, self.said = lesson.name, cells, 0
-        if not self.live: self._write(f'lesson {self.done + 1} of {self.total}: {self.name}, {cells} cells')
+        with self.lock:
+            self.now[lesson.name] = [cells, 0, lesson.name, 0]
+            if not self.live: self._write(f'lesson {self.done + len(self.now)} of {self.total}: {lesson.name}, {cells} cells')
 
-    def tick(self, cell, seconds):
-        filled = round(20 * cell / max(1, self.cells))
-        text = f'{self.name}  cell {cell} of {self.cells}  {clock(seconds)}, in all {clock(time.perf_counter() - self.start)}'
-        if self.live: self._write(f'[{"#" * filled}{"." * (20 - filled)}] {self.done + 1}/{self.total} {text}', end='')
-        elif seconds - self.said >= self.every: self.said = seconds; self._write(f'  {text}')
+    def tick(self, lesson, cell, seconds):
+        with self.lock:
+            now, so_far = self.now[lesson.name], f', in all {clock(time.perf_counter() - self.start)}'
+            now[1:3] = cell, f'{lesson.name}  cell {cell} of {now[0]}  {clock(seconds)}'
+            if self.live: self._write((self._bar() + ' | '.join(n[2] for n in self.now.values()) + so_far)[:shutil.get_terminal_size().columns - 1], end='')
+            elif seconds - now[3] >= self.every: now[3] = seconds; self._write(f'  {now[2]}{so_far}')
+
+    def _bar(self):
+        filled = round(20 * sum(n[1] for n in self.now.values()) / max(1, sum(n[0] for n in self.now.values())))
+        return f'[{"#" * filled}{"." * (20 - filled)}] {self.done + len(self.now)}/{self.total} '
 
     def end(self, run):
-        self.done += 1
-        self._write(f'{run.state:8} {run.lesson.name}  {run.seconds:.0f} s' + (f'  {run.error}' if run.error else ''))
+        with self.lock:
+            self.done += 1; self.now.pop(run.lesson.name, None)
+            took = '' if run.seconds is None else f'  {run.seconds:.0f} s'
+            self._write(f'{run.state:8} {run.lesson.name}{took}' + (f'  {run.error}' if run.error else ''))
 
 # %% ../../nbs/backstage/lessons.ipynb #0ee13717
 BAR = re.compile(r'\d+%\|.*\||\d+it \[|\r')
@@ -217,7 +229,7 @@ def store_times(
     if cores() != 2: return False
     path = Path(root)/TIMES
     old = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.is_file() else {}
-    new = {r.lesson.name: r.seconds for r in runs if r.state == 'passed' and r.lesson.number}
+    new = {r.lesson.name: r.seconds for r in runs if r.state == 'passed' and r.lesson.number and r.seconds is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(made_by='transfer-course learn --store', cores=2, seconds=dict(sorted((old | new).items()))), indent=1) + '\n',
                     encoding='utf-8')

@@ -183,7 +183,8 @@ def lesson_html(
 
 def _facts(run, body):
     "How the run went: state and time, and what went wrong."
-    facts = f'<p class="facts"><span class="{run.state}">{run.state}</span> after {duration(run.seconds)}, {run.cells} code cells</p>'
+    took = '' if run.seconds is None else f' after {duration(run.seconds)}'
+    facts = f'<p class="facts"><span class="{run.state}">{run.state}</span>{took}, {run.cells} code cells</p>'
     if not run.error: return facts
     there = ' <a href="#error0">Go there.</a>' if 'id="error0"' in body else ''
     return facts + f'<p class="verdict" role="alert"><strong>This lesson {run.state}.</strong> {escape(run.error)}{there}</p>'
@@ -262,9 +263,10 @@ def _card(r):
         f'<div class="picture none" aria-hidden="true">{escape(r["number"] or "…")}</div>'
     number = f'<span class="number">{escape(r["number"])}</span>' if r['number'] else ''
     error = f'<p class="error">{escape(r["error"])}</p>' if r['error'] else ''
+    took = '' if r['seconds'] is None else f' <span>{duration(r["seconds"])}</span>'
     return (f'<li class="card">{picture}<div class="text"><h2>{number}'
             f'<a href="{escape(r["page"])}">{escape(r["title"])}</a></h2><p>{escape(r["line"])}</p>{error}'
-            f'<p class="state"><span class="{r["state"]}">{r["state"]}</span> <span>{duration(r["seconds"])}</span></p></div></li>')
+            f'<p class="state"><span class="{r["state"]}">{r["state"]}</span>{took}</p></div></li>')
 
 def index_html(
     records, # list of what `record` gave, in reading order
@@ -272,9 +274,10 @@ def index_html(
 ):           # a whole page
     "Make the index page."
     states = [r['state'] for r in records]
-    total = sum(r['seconds'] for r in records)
+    times = [r['seconds'] for r in records]
+    took = '' if None in times else f', in {duration(sum(times))}'    # None: it ran beside another
     told = ', '.join(f'{states.count(s)} {s}' for s in ('passed', 'failed', 'stopped') if s in states) or 'none has run'
-    told = f'{len(records)} lesson{"s" * (len(records) != 1)}: {told}, in {duration(total)}.'
+    told = f'{len(records)} lesson{"s" * (len(records) != 1)}: {told}{took}.'
     main = (f'<main id="main" class="index"><h1>Transfer learning</h1><p>{escape(about)}</p><p>{told}</p>'
             f'<ol class="cards">{"".join(map(_card, records))}</ol></main>')
     return frame('Transfer learning: the lessons', main)
