@@ -19,7 +19,7 @@ from .backstage.pictures import TaskError, checked_size, decode_first, index_fol
 from .backstage.pictures import pet_list, quotas, read_picture, relative, same_bytes, short, shown, strict_pillow, warn_memory
 from .backstage.pictures import whole, without_leaks
 
-from .backstage.review_files import amazon_reviews, written_reviews
+from .backstage.review_files import amazon_reviews, soft_labels, written_reviews
 from .backstage.tables import read_table, same_text, share_of, texts_of, whole_groups
 
 _all_ = ['TaskError', 'read_picture', 'same_bytes', 'same_text']
@@ -64,11 +64,16 @@ class Split:
     groups: list = None      # n keys; examples with the same key never part. None: no two belong together
     extra: dict = None       # name -> list of n more facts (breed, …)
     classes: list = None     # names of the classes; `Task` fills it in
+    shares: np.ndarray = None # float32 [n, classes]: soft labels, which training aims at where they are given; reports count `labels`
 
     def __post_init__(self):
         self.labels, self.ids, self.extra = np.asarray(self.labels, np.int64), list(self.ids), dict(self.extra or {})
         if len(self.labels) != len(self.ids):
             raise TaskError(f'{self.name} has {len(self.labels)} labels and {len(self.ids)} ids: give one of each for an example.')
+        if self.shares is None: return
+        self.shares = np.asarray(self.shares, np.float32)
+        if self.shares.ndim != 2 or len(self.shares) != len(self) or not np.allclose(self.shares.sum(1), 1, atol=1e-3) or self.shares.min(initial=0) < 0:
+            raise TaskError(f'{self.name} has shares of shape {list(self.shares.shape)} for {len(self)} examples: give a row for each that adds up to 1.')
 
     def __len__(self): return len(self.labels)
     def __repr__(self): return f'{self.name}: {len(self):,} examples'
@@ -81,7 +86,7 @@ class Split:
         def take(values): return [values[i] for i in rows]
         inputs = maker.only(rows) if hasattr(maker, 'only') else partial(_rows, self, rows)
         return Split(self.name, inputs, self.labels[rows], take(self.ids), self.groups and take(self.groups),
-                     {k: take(v) for k, v in self.extra.items()}, self.classes)
+                     {k: take(v) for k, v in self.extra.items()}, self.classes, None if self.shares is None else self.shares[rows])
 
     def show(self,
         n=8,        # how many examples, from the first on
@@ -372,6 +377,11 @@ def _said_texts(t, parts, copy, seeds, by):
     return (f'{" + ".join(f"{len(r):,}" for r in parts.values())} texts (train + valid + test; {of_each}) of {min(words):,} to {max(words):,} words, '
             f'seed {seeds[1]}, {split}, from {"; ".join([t.where, *notes])}')
 
+def _ratings(split):
+    "The ratings of a split's texts. Raises TaskError where they have none."
+    if 'rating' not in split.extra: raise TaskError("spread makes soft labels of ratings, which only the 'amazon' reviews have: leave it out.")
+    return split.extra['rating']
+
 def _text_task(t, name, by, wants, seed, test_seed, near=.6):
     "The task of the rows of a table. Raises TaskError."
     whole('seed', seed, 0); whole('test_seed', test_seed, 0)
@@ -397,6 +407,7 @@ def load_reviews(
     seed=0,          # which examples are in train and valid
     test_seed=0,     # which are in test: the same for every seed, unless you want to repeat everything with another test
     group=None,      # what stays together: 'product' or 'category' (written), 'review' or 'product' (amazon); None: the first of the two
+    spread=None,     # amazon: train on soft labels, as if a rating could be off by so many points (standard deviation); None: on the labels
     root=None,       # amazon: the folder that has, or shall have, the archive; None: the course's cache
     download=True,   # amazon: fetch it where it is missing (2.3 MB)?
     verbose=True,    # say in one line what was loaded?
@@ -407,6 +418,7 @@ def load_reviews(
     else: raise TaskError(f"There are no {shown(which)} reviews: choose 'written' or 'amazon'.")
     wants = dict(train=n_train, valid=.2 if n_valid is None else n_valid, test=.2 if n_test is None else n_test)
     task = _text_task(t, f'{which} reviews', group, wants, seed, test_seed)
+    if spread is not None: task.train = replace(task.train, shares=soft_labels(_ratings(task.train), spread))
     if verbose: print(task.source)
     return task
 

@@ -168,14 +168,14 @@ def augment(
 # %% ../nbs/07_fine_tuning.ipynb #65a2e1f5
 def mixup(
     x: torch.Tensor, # [n, …]: pictures, or features
-    y: torch.Tensor, # int64 [n]: labels
+    y: torch.Tensor, # int64 [n]: labels, or [n, classes]: shares of them
     classes: int,    # how many there are
     alpha: float,    # 0.2: most pairs are nearly one of the two; 1: every share is as likely
     generator=None,  # source of randomness, on the CPU
 ):                   # (x, probabilities [n, classes])
     "Mix each example of a batch with another one, and its label likewise (Zhang et al. 2018, section 2)."
     share = float(np.random.default_rng(torch.randint(2**62, (), generator=generator).item()).beta(alpha, alpha))
-    other, y = torch.randperm(len(x), generator=generator), F.one_hot(y, classes).float()
+    other, y = torch.randperm(len(x), generator=generator), y if y.ndim == 2 else F.one_hot(y, classes).float()
     return share * x + (1 - share) * x[other], share * y + (1 - share) * y[other]
 
 # %% ../nbs/07_fine_tuning.ipynb #dab86873
@@ -277,7 +277,11 @@ def _prepare(model, task, plan, phase, device, once, kept=None):
     opt = torch.optim.AdamW(learning_rates(model, phase.lr, phase.decay, plan.weight_decay), fused=True)
     for group in opt.param_groups: group['peak'] = group['lr']
     start = cut if once else model.names[0] if texts else None      # what `inputs` are for: features, ids of tokens, or None and pictures
-    return start, inputs, torch.as_tensor(task.train.labels, device=device), opt
+    return start, inputs, torch.as_tensor(_aims(task.train), device=device), opt
+
+def _aims(split):
+    "What training aims at: labels, or soft labels where a split has them."
+    return split.labels if split.shares is None else split.shares
 
 def _below(model, split, cut, kept):
     "What the frozen stages make of a split: from the cache that was given, or computed now."
@@ -384,7 +388,7 @@ def _digest(tensors, *texts):
 
 def _made_with(model, task, plan, seed):
     "What a checkpoint belongs to: digests of plan, data, seed and model."
-    def data(split): return _digest(dict(labels=torch.as_tensor(split.labels)), hashed_data(split.inputs))
+    def data(split): return _digest(dict(labels=torch.as_tensor(_aims(split))), hashed_data(split.inputs))
     return dict(plan=_digest({}, json.dumps(asdict(plan))), data=_digest({}, data(task.train), data(task.valid), *map(str, task.classes)),
                 seed=str(seed), model=_digest(model.state_dict(), *model.names))
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ARCHIVE', 'MEMBER', 'SHA256', 'SIZE', 'ADDRESS', 'PRODUCTS', 'written_reviews', 'find_archive', 'product_of',
-           'rated_texts', 'amazon_reviews']
+           'rated_texts', 'amazon_reviews', 'soft_labels']
 
 # %% ../../nbs/backstage/review_files.ipynb #31508aad
 import re
+from math import erf
 
 import numpy as np
 
@@ -84,3 +85,15 @@ def amazon_reviews(
     "Read the rated sentences of product reviews. Raises TaskError."
     archive = find_archive(root, download, verbose)
     return rated_texts(read_member(archive, MEMBER), group, f'{ARCHIVE} in {shown(archive.parent)}')
+
+# %% ../../nbs/backstage/review_files.ipynb #4485f4b6
+def soft_labels(
+    ratings,   # n numbers from -4 to 4
+    spread=.5, # standard deviation of the error of a rating, in points
+):             # float32 [n, 3]: shares of negative (up to -0.5), neutral and positive (from 0.5)
+    "Say how much of each label a rating may be. Raises TaskError for a spread that is not above 0."
+    if isinstance(spread, bool) or not isinstance(spread, (int, float)) or not 0 < spread < np.inf:
+        raise TaskError(f'spread is {shown(spread, 40)}: give a number of points above 0, for example 0.5.')
+    r = np.asarray(ratings, float)[:, None]
+    below = np.vectorize(lambda z: .5 * (1 + erf(z / 2**.5)))((np.array([-.5, .5]) - r) / spread) if len(r) else np.empty((0, 2))
+    return np.stack([below[:, 0], below[:, 1] - below[:, 0], 1 - below[:, 1]], 1).astype(np.float32)
