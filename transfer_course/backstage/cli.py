@@ -113,7 +113,8 @@ def _lessons(root): return learn(out=root/'_learn', at_once=AT_ONCE)
 
 def _pytest(root):
     "Run pytest on two workers, then the tests that must be alone; gives (exit status, closing line)."
-    beside = _pytest_run(root, 'not alone', '-n', str(AT_ONCE), '--dist', 'loadfile', OMP_NUM_THREADS='1')
+    by_file = ('--dist', 'loadfile', '--no-loadscope-reorder')      # files with few tests are among the longest: not at the end
+    beside = _pytest_run(root, 'not alone', '-n', str(AT_ONCE), *by_file, OMP_NUM_THREADS='1')
     alone = _pytest_run(root, 'alone')
     codes, lines = zip(beside, alone)
     return int(bool(set(codes) - {0, 5}) or set(codes) == {5}), _summed(lines)    # 5: there were none of this kind
