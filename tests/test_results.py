@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from transfer_course.backstage.assets import asset_path
-from transfer_course.backstage.measurements import load_results, photo_plans
+from transfer_course.backstage.measurements import CUTS, estimate_plans, load_results, photo_plans
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
 from transfer_course.training import feature_extraction, fine_tuning, from_scratch
@@ -50,3 +50,14 @@ def test_photographs_gain_from_transfer():
     wide = runs('three_ways_photos', photo_plans()); mean = wide.mean()
     assert mean['feature extraction'] >= .77 and mean['fine-tuning'] > mean['feature extraction']
     assert mean_interval(wide['fine-tuning'] - wide['from scratch'])[1] > .1
+
+
+def test_epochs_are_estimated_within_a_quarter():
+    "What the freeze explorer tells after its one measured step, against what `fit` took: six plans of each network."
+    results = load_results('explorer_estimates'); rows = pd.DataFrame(results['rows'])
+    assert results['command'].startswith('python -m transfer_course') and results['machine']['cores']
+    assert list(rows.network) == ['pocket-resnet'] * 6 + ['minilm'] * 6 and list(rows.how) == [repr(p) for k in CUTS for p in estimate_plans(k)]
+    for r in results['rows']:
+        estimated, measured = (pd.DataFrame(r['turns'])[k].median() for k in ('estimated', 'measured'))
+        assert r['estimated'] == pytest.approx(estimated, abs=1e-4) and r['measured'] == pytest.approx(measured, abs=1e-4)
+        assert r['off'] == pytest.approx(estimated / measured - 1, abs=.02) and abs(r['off']) <= .25, r
