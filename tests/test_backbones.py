@@ -111,6 +111,13 @@ def test_pocket_takes_pictures_as_they_come():
     assert x.shape == (2, 3, 96, 64) and np.allclose(x.permute(0, 2, 3, 1), (p / 255 - mean) / std, atol=1e-5) and (p == keep).all()
 
 
+@pytest.mark.parametrize('turned', [lambda p: p[:, :, ::-1], lambda p: p[:, ::-1], lambda p: p[::-1], lambda p: p[..., ::-1],
+                                    lambda p: p.transpose(0, 2, 1, 3)[:, ::2]])
+def test_pictures_may_be_views_of_an_array_in_any_direction(turned):
+    pictures = turned(np.random.default_rng(0).integers(0, 256, (3, 80, 64, 3), dtype=np.uint8))
+    assert torch.equal(B.PictureInput()(pictures), B.PictureInput()(pictures.copy()))
+
+
 @pytest.mark.parametrize('bad', [np.zeros((2, 96, 96, 3), np.float32), np.zeros((96, 96, 3), np.uint8), np.zeros((2, 3, 96, 96), np.uint8),
                                  np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 96, 96), np.uint8)])
 def test_pictures_that_are_none(bad):

@@ -341,7 +341,7 @@ def test_key_follows_data_and_settings(model, pictures, monkeypatch):
     other[11, 31, 31, 2] ^= 1
     keys = [key_of(model, x) for x in (pictures, other, swapped, pictures[:11], torch.as_tensor(pictures), model.preprocess(pictures))]
     keys += [key_of(model, pictures, dtype=torch.float16), key_of(model, pictures, stop='layer3'), key_of(model, pictures, stop=None)]
-    if lesson._fast_bf16('cpu'): keys.append(key_of(model, pictures, exact=True))
+    if lesson.fast_bf16('cpu'): keys.append(key_of(model, pictures, exact=True))
     monkeypatch.setattr(lesson, 'FORMAT', 2); keys.append(key_of(model, pictures)); monkeypatch.undo()
     for package in ('torch', 'torchvision', 'transformers'):
         monkeypatch.setattr(lesson, '_version', lambda p, package=package: '9' if p == package else '1'); keys.append(key_of(model, pictures))

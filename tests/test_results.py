@@ -8,7 +8,7 @@ import pytest
 
 from transfer_course.backstage import measurements
 from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, write_json
-from transfer_course.backstage.measurements import load_results, photo_plans
+from transfer_course.backstage.measurements import CUTS, estimate_plans, load_results, photo_plans
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
 from transfer_course.training import feature_extraction, fine_tuning, from_scratch
@@ -99,3 +99,14 @@ def test_results_are_written_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError): measurements.save_results('x', 'Smaller?', 'make x', [])
     assert load_results('x')['question'] == 'Größer?' and [p.name for p in tmp_path.iterdir()] == ['x.json']
+
+
+def test_epochs_are_estimated_within_a_quarter():
+    "What the freeze explorer tells after its one measured step, against what `fit` took: six plans of each network."
+    results = load_results('explorer_estimates'); rows = pd.DataFrame(results['rows'])
+    assert results['command'].startswith('python -m transfer_course') and results['machine']['cores']
+    assert list(rows.network) == ['pocket-resnet'] * 6 + ['minilm'] * 6 and list(rows.how) == [repr(p) for k in CUTS for p in estimate_plans(k)]
+    for r in results['rows']:
+        estimated, measured = (pd.DataFrame(r['turns'])[k].median() for k in ('estimated', 'measured'))
+        assert r['estimated'] == pytest.approx(estimated, abs=1e-4) and r['measured'] == pytest.approx(measured, abs=1e-4)
+        assert r['off'] == pytest.approx(estimated / measured - 1, abs=.02) and abs(r['off']) <= .25, r

@@ -130,7 +130,7 @@ class PictureInput:
         "Resize, crop and normalise as the weights ask for. Raises ValueError for anything but uint8 pictures."
         if isinstance(inputs, (list, tuple)) and any(isinstance(i, str) for i in inputs):
             raise ValueError("Pictures come as uint8 [n, h, w, 3], but these are texts; take a backbone that reads, such as 'minilm'.")
-        if not torch.is_tensor(inputs): inputs = torch.tensor(np.asarray(inputs))
+        if not torch.is_tensor(inputs): inputs = torch.tensor(np.ascontiguousarray(inputs)) # PyTorch takes no array that is read backwards
         if inputs.dtype != torch.uint8 or inputs.ndim != 4 or inputs.shape[-1] != 3:
             raise ValueError(f'Pictures come as uint8 [n, h, w, 3], but these are {inputs.dtype} {list(inputs.shape)}; '
                              'give whole arrays as a Task holds them, not yet scaled or transposed.')
