@@ -823,6 +823,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                     'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements.measure_study': ( 'backstage/measurements.html#measure_study',
                                                                                                                   'transfer_course/backstage/measurements.py'),
+                                                        'transfer_course.backstage.measurements.measure_suspects': ( 'backstage/measurements.html#measure_suspects',
+                                                                                                                     'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements.photo_plans': ( 'backstage/measurements.html#photo_plans',
                                                                                                                 'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements.results_table': ( 'backstage/measurements.html#results_table',

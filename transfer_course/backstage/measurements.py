@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRITTEN', 'COUNTED', 'SOFT', 'CUTS', 'machine', 'load_results', 'save_results', 'three_ways',
-           'results_table', 'photo_plans', 'measure_drawn', 'measure_photos', 'measure_study', 'shared_runs',
-           'word_counter', 'measure_reviews', 'measure_amazon', 'estimate_plans', 'time_plan', 'measure_estimates',
-           'main']
+           'results_table', 'photo_plans', 'measure_drawn', 'measure_photos', 'measure_study', 'measure_suspects',
+           'shared_runs', 'word_counter', 'measure_reviews', 'measure_amazon', 'estimate_plans', 'time_plan',
+           'measure_estimates', 'main']
 
 # %% ../../nbs/backstage/measurements.ipynb #95e1d11d
 import argparse
@@ -122,6 +122,25 @@ def measure_study(data, seeds=5, folder='_study'):
                     make_task=lambda seed: from_folder(data, **SIZES, seed=seed, verbose=False))
     study.asked |= dict(command='python -m transfer_course.backstage.measurements study --data cats_and_dogs', machine=machine(), sizes=SIZES)
     return study.save(results_path('cats_and_dogs_study.json', new=True))
+
+# %% ../../nbs/backstage/measurements.ipynb #d947f3e6
+def measure_suspects(data, n=24):
+    "The photographs whose labels are believed least; writes photo_suspects.json, and keeps what was noted of those somebody looked at."
+    import numpy as np
+    from transfer_course.backbones import attach_head, load_backbone
+    from transfer_course.cats_and_dogs import label_suspects
+    from transfer_course.features import extract_features
+    from transfer_course.tasks import from_folder
+    task = from_folder(data, None, 120, verbose=False)
+    pictures, labels = (np.concatenate([getattr(s, k) for s in task.splits]) for k in ('inputs', 'labels'))
+    names = [Path(i).name for s in task.splits for i in s.ids]
+    features = extract_features(attach_head(load_backbone('pocket-resnet', verbose=False), task), pictures, progress=False)
+    try: notes = {r['picture']: {k: r[k] for k in ('shows', 'label_is')} for r in load_results('photo_suspects')['rows']}
+    except FileNotFoundError: notes = {}
+    rows = [dict(picture=names[r.row], label=task.classes[r.label], belief=round(float(r.belief), 4), **notes.get(names[r.row], dict(shows='', label_is='')),
+                 of=len(labels)) for r in label_suspects(features, labels).head(n).itertuples()]
+    return save_results('photo_suspects', 'Which photographs have labels that frozen features believe least, and what does a person see on them?',
+                        'python -m transfer_course.backstage.measurements suspects --data cats_and_dogs', rows)
 
 # %% ../../nbs/backstage/measurements.ipynb #b1356bf2
 def shared_runs(
@@ -290,15 +309,16 @@ def _measure(name, question, command, make_task, plans, seeds):
 def main(argv=None):
     "Run an experiment from the command line."
     parser = argparse.ArgumentParser(description='Make a results file anew; runs that are in it already are kept.')
-    parser.add_argument('what', choices=['drawn', 'photos', 'study', 'reviews', 'amazon', 'estimates'])
-    parser.add_argument('--data', help='for photos and study: folder with train/ and test/, each with a folder a class; '
+    parser.add_argument('what', choices=['drawn', 'photos', 'study', 'suspects', 'reviews', 'amazon', 'estimates'])
+    parser.add_argument('--data', help='for photos, study and suspects: folder with train/ and test/, each with a folder a class; '
                         'for amazon: folder of the archive (without, it is fetched)')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--turns', type=int, default=5, help='of the estimates: how often each plan is estimated and timed')
     parser.add_argument('--folder', default='_study', help='where the study keeps every finished run')
     args = parser.parse_args(argv)
-    if args.what in ('photos', 'study') and not args.data: parser.error(f'{args.what} needs --data FOLDER')
+    if args.what in ('photos', 'study', 'suspects') and not args.data: parser.error(f'{args.what} needs --data FOLDER')
     if args.what == 'drawn': measure_drawn(args.seeds)
+    elif args.what == 'suspects': measure_suspects(args.data)
     elif args.what == 'reviews': measure_reviews()
     elif args.what == 'estimates': measure_estimates(args.turns)
     elif args.what == 'amazon': measure_amazon(args.data, args.seeds)
