@@ -11,27 +11,14 @@ import pytest
 from conftest import ROOT
 from test_widgets_browser import browser, needs_browser  # noqa: F401
 
-TASK = '''from transfer_course.backbones import attach_head, load_backbone
-from transfer_course.tasks import load_pets
-import torch, torch.nn.functional as F
-from transfer_course.freezing import learning_rates
-from transfer_course.widgets import FreezeExplorer
-task = load_pets('drawn', n_train=16, n_valid=4, n_test=2, size=32, verbose=False)
-model = attach_head(load_backbone('pocket-resnet', verbose=False), task)
-before = {k: v.clone() for k, v in model.state_dict().items()}
-print('ready')'''
-TRAIN = '''optimizer = torch.optim.AdamW(learning_rates(model, 1e-2)); model.train()
-for rows in torch.arange(16).split(8):
-    x, y = model.preprocess(task.train.inputs[rows.numpy()]), torch.as_tensor(task.train.labels)[rows]
-    optimizer.zero_grad(); F.cross_entropy(model(x), y).backward(); optimizer.step()
-moved = sorted({k.split('.')[1] for k, v in model.state_dict().items() if not torch.equal(v, before[k])})
-print('trained:', *moved)'''
-
-
-def notebook(*cells):
-    "A notebook as JSON."
-    code = [dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i, c in enumerate(cells)]
-    return dict(cells=code, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5)
+TRAIN = '''before, split = copy.deepcopy(explorer.model), explorer.task.train
+optimizer = torch.optim.AdamW(learning_rates(explorer.model, 1e-2)); explorer.model.train()
+for rows in torch.arange(len(split)).split(32):
+    x, y = explorer.model.preprocess(split.inputs[rows.numpy()]), torch.as_tensor(split.labels)[rows]
+    optimizer.zero_grad(); F.cross_entropy(explorer.model(x), y).backward(); optimizer.step()
+explorer.model.eval(); clicked = DriftView(before, explorer.model, explorer.task.valid.inputs)
+clicked'''
+STATE = "print('frozen:', *[n for n, s in explorer.model.stages.items() if not any(p.requires_grad for p in s.parameters())])"
 
 
 class Lab:
@@ -43,7 +30,8 @@ class Lab:
         self.env = env = dict(os.environ, PYTHONPATH=str(ROOT), HOME=str(folder), JUPYTER_CONFIG_DIR=str(folder/'config'), JUPYTER_DATA_DIR=str(folder/'data'),
                    JUPYTER_RUNTIME_DIR=str(folder/'runtime'), IPYTHONDIR=str(folder/'ipython'), PYDEVD_DISABLE_FILE_VALIDATION='1')
         words = [sys.executable, '-m', 'jupyterlab', '--no-browser', '--ServerApp.ip=127.0.0.1', f'--port={self.port}', '--IdentityProvider.token=test',
-                 f'--ServerApp.root_dir={self.folder}', '--ServerApp.port_retries=0', '--LabApp.news_url=', '--allow-root']
+                 f'--ServerApp.root_dir={self.folder}', '--ServerApp.port_retries=0', '--LabApp.news_url=',
+                 '--LabApp.expose_app_in_browser=True', '--allow-root']
         self.log = open(folder/'lab.log', 'wb')
         self.process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, cwd=self.folder)
         for _ in range(240):
@@ -78,51 +66,106 @@ def open_notebook(chromium, lab, name):
     return page
 
 
-def run_all(page, count):
-    "Run every cell, and wait until the last one has run."
-    page.click('.jp-Notebook .jp-CodeCell >> nth=0')
-    page.wait_for_timeout(1500)
-    page.evaluate("() => document.querySelector('.jp-Notebook').focus()")
+CELLS = "const nb = jupyterapp.shell.currentWidget, cells = nb.content.widgets.filter(c => c.model.type === 'code')"
+
+
+def notebook_of(page, words):
+    "Ask the notebook that is open: a JavaScript expression of `nb`, its panel, and `cells`, its code cells."
+    return page.evaluate(f'() => {{ {CELLS}; return {words} }}')
+
+
+def wait_for_notebook(page, words, seconds):
+    page.wait_for_function(f'() => {{ {CELLS}; return {words} }}', timeout=1000 * seconds, polling=500)
+
+
+def run_all(page):
+    "Run every cell through the menu, and wait until all have run, or one has failed."
+    wait_for_notebook(page, "nb.sessionContext.session?.kernel?.status === 'idle'", 120)
     page.click('text=Run >> nth=0')
     page.click('.lm-Menu-itemLabel:text-is("Run All Cells")')
-    page.wait_for_selector(f'.jp-CodeCell >> nth={count - 1} >> .jp-InputPrompt:has-text("[{count}]")', timeout=180_000)
+    failed = "cells.flatMap(c => c.model.outputs.toJSON()).filter(o => o.output_type === 'error')"
+    wait_for_notebook(page, f"cells.every(c => c.model.executionCount) || {failed}.length", 400)
+    assert notebook_of(page, f'{failed}.map(o => o.ename + ": " + o.evalue)') == []
+
+
+def cell_with(page, words):
+    "The code cell whose source has these words, on the page."
+    return page.locator('.jp-CodeCell', has=page.locator('.jp-InputArea-editor', has_text=words)).first
+
+
+def show_cell(page, begins):
+    "Scroll to the code cell whose source begins so."
+    notebook_of(page, f"(async () => {{ const c = cells.find(c => c.model.sharedModel.getSource().startsWith({json.dumps(begins)}));"
+                      " nb.content.activeCellIndex = nb.content.widgets.indexOf(c); await nb.content.scrollToCell(c, 'start') })()")
+    page.wait_for_timeout(500)
+
+
+def add_cell(page, source):
+    "Add a cell at the end, run it, and wait for it."
+    notebook_of(page, "(nb.content.activeCellIndex = nb.content.widgets.length - 1, jupyterapp.commands.execute('notebook:insert-cell-below'))")
+    notebook_of(page, f"(nb.content.activeCell.model.sharedModel.setSource({json.dumps(source)}), jupyterapp.commands.execute('notebook:run-cell'))")
+    wait_for_notebook(page, 'cells.at(-1).model.executionCount', 120)
+    notebook_of(page, "nb.content.scrollToCell(cells.at(-1), 'start')")
 
 
 @needs_browser
 @pytest.mark.slow
-def test_click_train_save_reopen(browser, lab):                 # noqa: F811
-    "A click freezes a stage of the Python model; it stays still in training; the still picture outlives the kernel."
-    state = "print('frozen:', *[n for n, s in model.stages.items() if not any(p.requires_grad for p in s.parameters())])"
-    (lab.folder/'small.ipynb').write_text(json.dumps(notebook(TASK, 'explorer = FreezeExplorer(model, task)\nexplorer')))
-    page = open_notebook(browser, lab, 'small.ipynb')
-    run_all(page, 2)
-    page.wait_for_selector('.tc-live', timeout=60_000)
-    assert page.locator('.jp-RenderedSVG').count() == 1 and not page.locator('.jp-RenderedSVG').is_visible(), 'the picture is hidden where the explorer lives'
+def test_lesson_05_run_click_train_save_reopen(browser, lab):   # noqa: F811
+    "The whole lesson in JupyterLab: a click changes the Python network, training leaves still what was clicked, the pictures outlive the kernel."
+    lesson = json.loads((ROOT/'nbs'/'05_seeing_frozen_layers.ipynb').read_text())
+    lesson['metadata'].pop('widgets', None)
+    for c in lesson['cells']:
+        if c['cell_type'] == 'code': c.update(outputs=[], execution_count=None)
+    (lab.folder/'lesson05.ipynb').write_text(json.dumps(lesson))
+    page = open_notebook(browser, lab, 'lesson05.ipynb')
+    page.click('.jp-Dialog .jp-mod-accept', timeout=60_000)     # a lesson names no kernel: take the one that is offered
+    run_all(page)
 
-    row = page.locator('.tc-row[data-id="layer4"]')
-    row.scroll_into_view_if_needed(); row.click()
-    page.wait_for_selector('.tc-row[data-id="layer4"][aria-checked="false"]', timeout=30_000)
-    page.locator('.tc-row[data-id="stem"]').focus(); page.keyboard.press(' ')
-    page.wait_for_selector('.tc-row[data-id="stem"][aria-checked="false"]', timeout=30_000)
-    assert 'stem is frozen' in page.locator('.tc-said').inner_text()
-
+    show_cell(page, 'explorer = FreezeExplorer(')
+    tower = cell_with(page, 'explorer = FreezeExplorer(')
+    tower.locator('.tc-live').wait_for(timeout=60_000)
+    assert tower.locator('.jp-RenderedSVG').count() == 1 and not tower.locator('.jp-RenderedSVG').is_visible(), 'the picture is hidden where the explorer lives'
     kernel = json.loads(lab.ask('/api/kernels'))[0]['id']
-    said = execute(lab, kernel, state + '\n' + TRAIN)
-    assert 'frozen: stem layer4' in said and 'trained: head layer1 layer2 layer3\n' in said
+    assert execute(lab, kernel, STATE) == 'frozen: stem layer1 layer2 layer3\n'
 
-    page.keyboard.press('Control+s')
-    page.wait_for_timeout(2500)
-    saved = json.loads((lab.folder/'small.ipynb').read_text())
-    outputs = saved['cells'][1]['outputs']
+    row = tower.locator('.tc-row[data-id="layer4"]')
+    row.scroll_into_view_if_needed(); row.click()
+    tower.locator('.tc-row[data-id="layer4"][aria-checked="false"]').wait_for(timeout=30_000)
+    tower.locator('.tc-row[data-id="stem"]').focus(); page.keyboard.press(' ')
+    tower.locator('.tc-row[data-id="stem"][aria-checked="true"]').wait_for(timeout=30_000)
+    assert 'stem trains' in tower.locator('.tc-said').inner_text()
+    assert execute(lab, kernel, STATE) == 'frozen: layer1 layer2 layer3 layer4\n', 'the Python network is what was clicked'
+
+    add_cell(page, TRAIN)
+    drift = page.locator('.tcv').last
+    drift.locator('tbody tr').first.wait_for(timeout=30_000)
+    rows = {r.split()[0]: ' '.join(r.split()[1:]) for r in drift.locator('tbody tr').all_inner_texts()}
+    assert all(rows[s].startswith('frozen exactly 0 exactly 0') for s in ('layer1', 'layer2', 'layer3', 'layer4')), rows
+    assert all(rows[s].startswith('trains') and 'exactly 0' not in rows[s].split('%')[0] for s in ('stem', 'head')), rows
+    assert 'frozen and exactly as before, bit for bit' in drift.locator('[role=status]').inner_text()
+    add_cell(page, 'clicked.twin()')
+
+    notebook_of(page, "jupyterapp.commands.execute('docmanager:save')")
+    for _ in range(40):
+        saved = json.loads((lab.folder/'lesson05.ipynb').read_text())
+        if ''.join(saved['cells'][-1]['source']) == 'clicked.twin()' and saved['cells'][-1]['outputs']: break
+        page.wait_for_timeout(500)
+    outputs = next(c['outputs'] for c in saved['cells'] if ''.join(c['source']).startswith('explorer = FreezeExplorer('))
+    outputs = [o for o in outputs if 'it/s]' not in ''.join(o['data']['text/plain'])]     # on a slow machine a bar tells of the drawing
     assert [sorted(o['data']) for o in outputs] == [['application/vnd.jupyter.widget-view+json', 'text/plain'], ['image/svg+xml', 'text/plain']]
-    assert outputs[1]['metadata']['image/svg+xml']['alt'].count('frozen') == 2, 'the stored picture shows what was clicked'
+    alt = outputs[1]['metadata']['image/svg+xml']['alt']
+    assert 'layer4: frozen' in alt and 'stem: trains' in alt, 'the stored picture shows what was clicked'
+    assert 'exactly 0' in ''.join(saved['cells'][-1]['outputs'][0]['data']['image/svg+xml'])
     page.close()
 
-    lab.ask(f'/api/kernels/{kernel}', 'DELETE')
-    page = open_notebook(browser, lab, 'small.ipynb')
-    picture = page.locator('.jp-RenderedSVG img, .jp-RenderedSVG svg').first
-    picture.wait_for(state='visible', timeout=60_000)
-    assert page.locator('.tc-live').count() == 0 and picture.bounding_box()['height'] > 150
+    for k in json.loads(lab.ask('/api/kernels')): lab.ask(f'/api/kernels/{k["id"]}', 'DELETE')
+    page = open_notebook(browser, lab, 'lesson05.ipynb')
+    for begins in ('explorer = FreezeExplorer(', 'clicked.twin()'):
+        show_cell(page, begins)
+        picture = cell_with(page, begins).locator('.jp-RenderedSVG img, .jp-RenderedSVG svg').first
+        picture.wait_for(state='visible', timeout=60_000)
+        assert picture.bounding_box()['height'] > 150
+    assert page.locator('.tc-live').count() == 0
     page.close()
 
 

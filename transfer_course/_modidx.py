@@ -531,6 +531,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                  'transfer_course/backstage/explorer.py'),
                                                     'transfer_course.backstage.explorer.FreezeExplorer._ipython_display_': ( 'backstage/explorer.html#freezeexplorer._ipython_display_',
                                                                                                                              'transfer_course/backstage/explorer.py'),
+                                                    'transfer_course.backstage.explorer.FreezeExplorer._looks': ( 'backstage/explorer.html#freezeexplorer._looks',
+                                                                                                                  'transfer_course/backstage/explorer.py'),
                                                     'transfer_course.backstage.explorer.FreezeExplorer._now': ( 'backstage/explorer.html#freezeexplorer._now',
                                                                                                                 'transfer_course/backstage/explorer.py'),
                                                     'transfer_course.backstage.explorer.FreezeExplorer._repr_mimebundle_': ( 'backstage/explorer.html#freezeexplorer._repr_mimebundle_',

@@ -428,7 +428,8 @@ def _picture_row(r, y, cut):
     parts += [glyph(r['state'], x + 9, y + 9, 16, ink), label(x + 30, y + 21, r['word'], 12.5, fill=ink, font_weight=400 if none else 600),
               label(x + 108, y + 21, r['name'], 14, 16, **_BOLD), bar(wide, filling('frozen')) if r['size'] else '',
               bar(wide * r['trained'], filling('train')) if r['trained'] else '', label(520, y + 21, r['size'], 12.5, **_SOFT, **_END),
-              label(534, y + 21, '; '.join(r['chips']), **_SOFT), label(672, y + 21, r['rate'], **_SOFT, **_END),
+              *(label(534, y + 21 + (14 * i - 7) * (len(r['chips']) > 1), c, 11.5, **_SOFT) for i, c in enumerate(r['chips'][:2])),
+              label(672, y + 21, r['rate'], **_SOFT, **_END),
               label(746, y + 21, r['gradient'], **_SOFT, **_END)]
     if r['id'] == cut:
         parts += [tag('path', d=f'M8 {y + 40}H716', stroke=LOOK['accent'], stroke_width=2, stroke_dasharray='6 4'),
@@ -532,12 +533,19 @@ class FreezeExplorer(anywidget.AnyWidget):
         "Does the phase that was chosen crop pictures anew in each epoch?"
         return bool(self._active) and getattr(self.plans[self._active[0]][1][self._active[1] - 1], 'augment', False)
 
+    def _looks(self):
+        "All that a report depends on and that other code may have changed."
+        held = () if self.optimizer is None else [(id(p), g.get('lr')) for g in getattr(self.optimizer, 'param_groups', self.optimizer) for p in g['params']]
+        return ([(id(p), p.requires_grad) for p in self.model.parameters()],
+                [(n, id(m), m.training, getattr(m.__dict__.get('train'), 'func', None)) for n, m in self.model.named_modules()], held)
+
     def _now(self):
         "(report, costs) of this moment."
         held = learning_rates(self.model, self.lr, self.decay, self.weight_decay) if self.optimizer is None else self.optimizer
         self.report = FreezeReport(self.model, held, self._example)
         count = {} if self.task is None else dict(n=len(self.task.train.labels), n_valid=len(getattr(getattr(self.task, 'valid', None), 'labels', ())))
         self.costs = costs_of_epoch(self.report.stages, self._sizes, batch=self.batch, timing=self._timing, full=self._full, crops=self._crops, **count)
+        self._seen = self._looks()
         return self.report, self.costs
 
     def _show(self, said):
@@ -580,7 +588,7 @@ class FreezeExplorer(anywidget.AnyWidget):
         part: str, # name of a stage, or of a module within: 'layer3', 'layer3.0.conv1'
     ):             # a sentence
         "Freeze what trains, and let train what is frozen; what is partly frozen trains. Raises ValueError for an unknown part."
-        self._now()
+        if self._looks() != self._seen: self._now()              # other code changed it
         if self._state(part) in ('trains', 'not still'): return self._change(lambda: freeze_part(self.model, part), f'{short(part, 60)} is frozen')
         return self._change(lambda: thaw_part(self.model, part, self.statistics), f'{short(part, 60)} trains')
 
