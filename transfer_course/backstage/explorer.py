@@ -159,7 +159,13 @@ def _alone(model, kept, y):
     opt, plan, x = torch.optim.AdamW(learning_rates(model, 1e-6), fused=True), t.feature_extraction(), t.take(kept, torch.arange(len(y)))
     step = _usual(lambda: t._step(model, x, y, opt, plan, name, device), device)
     one = kept.pick(torch.arange(1)) if isinstance(kept, Tokens) else tree_map(lambda v: v[:1], kept)
-    return step, _usual(lambda: t.run(model, one, start=name), device)
+    state = t._State(model, plan, 0, device)
+    def look():
+        "What `fit` does after the last step of an epoch: look, and keep the weights where they are the best so far."
+        model.train()
+        with state.averaged(): t.run(model, one, start=name)
+        state.lowest = float('inf'); state.note(0.)
+    return step, _usual(look, device)
 
 def _drawn(model, task, x, n, device):
     "Seconds to draw a batch and, of pictures, to crop it. Texts are cut into tokens once for all epochs, so these are only filled up."
