@@ -106,10 +106,10 @@ def _clock(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter()
 
-def _best_of(act, device, tries=3):
-    "Median time of some calls; a first one, which also allocates, does not count."
+def _usual(act, device, enough=.05):
+    "Median time of as many calls as `enough` seconds allow, 50 at most; a first one, which also allocates, does not count."
     act(); times = []
-    for _ in range(tries): begun = _clock(device); act(); times.append(_clock(device) - begun)
+    while not times or sum(times) < enough and len(times) < 50: begun = _clock(device); act(); times.append(_clock(device) - begun)
     return float(np.median(times))
 
 def _floats(x): return [t for t in tree_leaves(x) if torch.is_tensor(t) and t.is_floating_point()]
@@ -117,7 +117,7 @@ def _floats(x): return [t for t in tree_leaves(x) if torch.is_tensor(t) and t.is
 def _cut_off(x, grad): return tree_map(lambda t: t.detach().requires_grad_(grad and t.is_floating_point()) if torch.is_tensor(t) else t, x)
 
 def _one_pass(model, opt, x, y, weigh=False):
-    """One step in pieces: {stage: dict(takes, still, forward and backward seconds; kept bytes)}, and seconds of the optimizer.
+    """One step in pieces: {stage: dict(takes, forward and backward seconds; kept bytes)}, and seconds of the optimizer.
 
     `takes` is what the stage was given. Bytes are weighed only where asked, since weighing takes time."""
     device, parts, chain, own = y.device, {}, [], {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -126,11 +126,8 @@ def _one_pass(model, opt, x, y, weigh=False):
         x, kept = _cut_off(x, i > 0), {}
         def pack(t, kept=kept): kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
         a = _clock(device)
-        stage.eval()
-        with torch.no_grad(), autocast(device): stage(x)
-        stage.train(); b = _clock(device)
         with autocast(device), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if weigh else nullcontext(): out = stage(x)
-        parts[name] = dict(takes=x, still=b - a, forward=_clock(device) - b, kept=sum(n for k, n in kept.items() if k not in own))
+        parts[name] = dict(takes=x, forward=_clock(device) - a, kept=sum(n for k, n in kept.items() if k not in own))
         chain.append((name, x, out)); x = out
     above = None                                                # what the stage above took, with its gradients
     for name, x, out in reversed(chain):
@@ -144,21 +141,31 @@ def _one_pass(model, opt, x, y, weigh=False):
     nn.utils.clip_grad_norm_(model.parameters(), 1.); opt.step()
     return parts, _clock(device) - a
 
+def _still(stage, x, device):
+    "Seconds of the way forward through a stage in inference mode."
+    with torch.no_grad(), autocast(device): return _usual(lambda: stage(x), device)
+
 def _fetched(takes, device):
     "Seconds to fetch a batch of what a stage takes from features that are kept, and those features."
     kept = unfilled(tree_map(lambda t: t.detach().float().cpu() if torch.is_tensor(t) and t.is_floating_point() else t, takes))
     n = len(kept.sizes) if isinstance(kept, Tokens) else len(tree_leaves(kept)[0])
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    return _best_of(lambda: tree_map(lambda t: t.to(device), _training().take(kept, rows)), device), kept
+    return _usual(lambda: tree_map(lambda t: t.to(device), _training().take(kept, rows)), device), kept
 
 def _alone(model, kept, y):
     "Seconds of a whole step of the head alone, and of a look at a single example; both from kept features."
     t, device, name = _training(), y.device, model.names[-1]
     freeze_until(model, -1).train()
     opt, plan, x = torch.optim.AdamW(learning_rates(model, 1e-6), fused=True), t.feature_extraction(), t.take(kept, torch.arange(len(y)))
-    step = _best_of(lambda: t._step(model, x, y, opt, plan, name, device), device)
+    step = _usual(lambda: t._step(model, x, y, opt, plan, name, device), device)
     one = kept.pick(torch.arange(1)) if isinstance(kept, Tokens) else tree_map(lambda v: v[:1], kept)
-    return step, _best_of(lambda: t.run(model, one, start=name), device)
+    state = t._State(model, plan, 0, device)
+    def look():
+        "What `fit` does after the last step of an epoch: look, and keep the weights where they are the best so far."
+        model.train()
+        with state.averaged(): t.run(model, one, start=name)
+        state.lowest = float('inf'); state.note(0.)
+    return step, _usual(look, device)
 
 def _drawn(model, task, x, n, device):
     "Seconds to draw a batch and, of pictures, to crop it. Texts are cut into tokens once for all epochs, so these are only filled up."
@@ -166,7 +173,7 @@ def _drawn(model, task, x, n, device):
     t, rows = _training(), np.random.default_rng(0).permutation(len(task.train.labels))[:n]
     pictures = torch.is_tensor(x) and x.ndim == 4
     def draw(): return model.preprocess([task.train.inputs[i] for i in rows] if isinstance(task.train.inputs, (list, tuple)) else task.train.inputs[rows])
-    return _best_of(draw, device), _best_of(lambda: t.augment(x, torch.Generator().manual_seed(0)), device) if pictures else 0.
+    return _usual(draw, device), _usual(lambda: t.augment(x, torch.Generator().manual_seed(0)), device) if pictures else 0.
 
 def timed_step(
     model,   # StagedModel; a copy of it takes the steps
@@ -188,10 +195,12 @@ def timed_step(
         begun = time.perf_counter()
         while not tries or len(tries) < 5 and time.perf_counter() - begun < 1: tries.append(_one_pass(trial, opt, x, y))
         fetched = {s: _fetched(weighed[s]['takes'], device) for s in trial.names}
+        trial.eval(); still = {s: _still(trial.stages[s], weighed[s]['takes'], device) for s in trial.names}
         del opt; trial = copy_of(model).to(memory_format=torch.channels_last)    # with weights as they were, whatever the steps made of them
         alone, look = _alone(trial, fetched[trial.names[-1]][1], y)
     def middle(name, key): return float(np.median([t[0][name][key] for t in tries])) / n
-    stages = {s: {k: middle(s, k) for k in ('still', 'forward', 'backward')} | dict(kept=weighed[s]['kept'] / n, fetch=fetched[s][0] / n) for s in trial.names}
+    stages = {s: dict(still=still[s] / n, forward=middle(s, 'forward'), backward=middle(s, 'backward'), kept=weighed[s]['kept'] / n, fetch=fetched[s][0] / n)
+              for s in trial.names}
     return dict(stages=stages, draw=draw / n, crop=crop / n, step=float(np.median([t[1] for t in tries])), alone=alone, look=look,
                 parameters=sum(p.numel() for p in trial.parameters()), examples=n)
 
@@ -217,10 +226,12 @@ def _stage_seconds(r, timing, full):
     return (t['forward'] + t['backward'] * (r['backward'] / full if full else 1) if works else t['still']), t['still']
 
 def _besides(stages, timing, full, share):
-    "Seconds of a step besides its stages: those of a step of the head alone, and the optimizer by the share of parameters that train."
+    """Seconds of a step besides its stages: those of a step of the head alone, and the optimizer by the share of parameters that train.
+
+    The two ways through the head count in its stage and are taken off here, so what was timed once for the whole step holds."""
     head = stages[-1]; t = timing['stages'][head['stage']]
     back = min(1., head['forward'] / full[head['stage']]) if (full or {}).get(head['stage']) else 1. # nothing below it wants a gradient
-    return max(0., timing['alone'] - timing['examples'] * (t['forward'] + t['backward'] * back)) + timing['step'] * share
+    return timing['alone'] - timing['examples'] * (t['forward'] + t['backward'] * back) + timing['step'] * share
 
 def costs_of_epoch(
     stages,  # rows of stages in a report, input first
