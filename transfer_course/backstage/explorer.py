@@ -30,7 +30,7 @@ from .evidence import call, copy_of, report_table
 from .feature_files import Tokens, unfilled
 from .pictures import short
 from .precision import autocast, fast_bf16
-from .text_models import like_lengths
+from .text_models import QuickDropout, like_lengths
 from .twins import GLYPHS, LOOK, bytes_word, draw_twin, filling, glyph, label, number, number_word, tag, time_word
 from ..freezing import FreezeReport, freeze_part, freeze_until, learning_rates, stage_index, stages_of, thaw, thaw_part
 
@@ -83,10 +83,10 @@ def sizes_of(
 
 # %% ../../nbs/backstage/explorer.ipynb #91232a57
 def _typical(tokens, n):
-    "Numbers of the texts in the batch whose filled length is nearest to the mean, dealt as `fit` deals."
+    "Numbers of as many texts as a batch has, of like length and filled up to what batches are on average, dealt as `fit` deals."
     dealt = like_lengths(tokens.sizes, max(1, len(tokens.sizes) // n), torch.Generator().manual_seed(0))
-    filled = torch.stack([tokens.sizes[rows].max() for rows in dealt]).float()
-    return dealt[(filled - filled.mean()).abs().argmin()][:2 * n].numpy()
+    filled, order, b = torch.stack([tokens.sizes[rows].max() for rows in dealt]).float(), tokens.sizes.argsort(stable=True), min(len(dealt[0]), 2 * n)
+    return order[(tokens.sizes[order][b - 1:] - filled.mean()).abs().argmin():][:b].numpy()    # few batches are short or long, and none between
 
 def batch_of(
     model, task, # StagedModel, Task
@@ -126,7 +126,7 @@ def _one_pass(model, opt, x, y, weigh=False):
         x, kept = _cut_off(x, i > 0), {}
         def pack(t, kept=kept): kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
         a = _clock(device)
-        with autocast(device), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if weigh else nullcontext(): out = stage(x)
+        with autocast(device), QuickDropout(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if weigh else nullcontext(): out = stage(x)
         parts[name] = dict(takes=x, forward=_clock(device) - a, kept=sum(n for k, n in kept.items() if k not in own))
         chain.append((name, x, out)); x = out
     above = None                                                # what the stage above took, with its gradients
@@ -193,7 +193,8 @@ def timed_step(
     with torch.random.fork_rng(), torch.enable_grad():
         weighed = _one_pass(trial, opt, x, y, weigh=True)[0]     # the first one also allocates
         begun = time.perf_counter()
-        while not tries or len(tries) < 5 and time.perf_counter() - begun < 1: tries.append(_one_pass(trial, opt, x, y))
+        while len(tries) < 4 or len(tries) < 6 and time.perf_counter() - begun < 2: tries.append(_one_pass(trial, opt, x, y))
+        tries = tries[1:]                                        # shapes seen for the first time are slow twice
         fetched = {s: _fetched(weighed[s]['takes'], device) for s in trial.names}
         trial.eval(); still = {s: _still(trial.stages[s], weighed[s]['takes'], device) for s in trial.names}
         del opt; trial = copy_of(model).to(memory_format=torch.channels_last)    # with weights as they were, whatever the steps made of them
