@@ -144,7 +144,7 @@ def test_prose_of_lesson_types_no_accuracy_and_no_time():
 
 
 def test_answer_follows_the_figures(photos):
-    t, cost = photos.summary(), lambda s: f'{s:.2g} s a run' if s < 10 else f'{s:,.0f} s a run'
+    t, cost = photos.summary(), lambda s: f'{s:.2g} s a run' if s < 10 else f'{s:,.0f} s a run' if s < 120 else f'{s / 60:.0f} min a run'
     for budget in photos.budgets:
         u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); second = u['mean'].drop(best).idxmax()
         told = answer(photos, budget); head, says = told['headline'], ' '.join(told['says'])
