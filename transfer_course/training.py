@@ -14,7 +14,7 @@ import math
 import os
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -302,7 +302,8 @@ def _step(model, x, y, opt, plan, start, device):
     "One step of training; gives the loss. Raises TrainingError, with weights and statistics as before, where loss or gradient is no number."
     buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
     before, params = [b.clone() for b in buffers], [p for g in opt.param_groups for p in g['params']]
-    with autocast(device), QuickDropout(): logits = model(each(lambda t: t.to(device), x), start=start)
+    dropout = QuickDropout() if isinstance(model.preprocess, TextInput) else nullcontext()
+    with autocast(device), dropout: logits = model(each(lambda t: t.to(device), x), start=start)
     loss = F.cross_entropy(logits.float(), y, label_smoothing=plan.smoothing)
     opt.zero_grad(); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(params, plan.clip)
