@@ -1197,6 +1197,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'transfer_course/backstage/text_models.py'),
                                                        'transfer_course.backstage.text_models.cut_into_stages': ( 'backstage/text_models.html#cut_into_stages',
                                                                                                                   'transfer_course/backstage/text_models.py'),
+                                                       'transfer_course.backstage.text_models.dropout_for': ( 'backstage/text_models.html#dropout_for',
+                                                                                                              'transfer_course/backstage/text_models.py'),
                                                        'transfer_course.backstage.text_models.fetch': ( 'backstage/text_models.html#fetch',
                                                                                                         'transfer_course/backstage/text_models.py'),
                                                        'transfer_course.backstage.text_models.like_lengths': ( 'backstage/text_models.html#like_lengths',

@@ -14,7 +14,7 @@ import math
 import os
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
@@ -33,7 +33,7 @@ from .backbones import StagedModel, TextInput
 from .backstage.assets import remove_parts, replace_file, write_json
 from .backstage.feature_files import Tokens, each, hashed, hashed_data
 from .backstage.plots import OKABE_ITO
-from .backstage.text_models import QuickDropout, like_lengths
+from .backstage.text_models import dropout_for, like_lengths
 from .features import autocast, best_device, caching_pays, run, take
 from .freezing import freeze_until, learning_rates, stage_index
 
@@ -302,8 +302,7 @@ def _step(model, x, y, opt, plan, start, device):
     "One step of training; gives the loss. Raises TrainingError, with weights and statistics as before, where loss or gradient is no number."
     buffers = [b for m in model.modules() if m.training for b in m.buffers(recurse=False)]
     before, params = [b.clone() for b in buffers], [p for g in opt.param_groups for p in g['params']]
-    dropout = QuickDropout() if isinstance(model.preprocess, TextInput) else nullcontext()
-    with autocast(device), dropout: logits = model(each(lambda t: t.to(device), x), start=start)
+    with autocast(device), dropout_for(model): logits = model(each(lambda t: t.to(device), x), start=start)
     loss = F.cross_entropy(logits.float(), y, label_smoothing=plan.smoothing)
     opt.zero_grad(); loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(params, plan.clip)

@@ -30,7 +30,7 @@ from .evidence import call, copy_of, report_table
 from .feature_files import Tokens, unfilled
 from .pictures import short
 from .precision import autocast, fast_bf16
-from .text_models import QuickDropout, like_lengths
+from .text_models import dropout_for, like_lengths
 from .twins import GLYPHS, LOOK, bytes_word, draw_twin, filling, glyph, label, number, number_word, tag, time_word
 from ..freezing import FreezeReport, freeze_part, freeze_until, learning_rates, stage_index, stages_of, thaw, thaw_part
 
@@ -126,7 +126,7 @@ def _one_pass(model, opt, x, y, weigh=False):
         x, kept = _cut_off(x, i > 0), {}
         def pack(t, kept=kept): kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes(); return t
         a = _clock(device)
-        with autocast(device), QuickDropout(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if weigh else nullcontext(): out = stage(x)
+        with autocast(device), dropout_for(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t) if weigh else nullcontext(): out = stage(x)
         parts[name] = dict(takes=x, forward=_clock(device) - a, kept=sum(n for k, n in kept.items() if k not in own))
         chain.append((name, x, out)); x = out
     above = None                                                # what the stage above took, with its gradients

@@ -198,14 +198,16 @@ def _amazon_split(seed, root, network, plans, todo):
     from transfer_course.evaluation import evaluate
     from transfer_course.tasks import load_reviews
     from transfer_course.training import fit
-    task, soft = (load_reviews('amazon', seed=seed, test_seed=seed, spread=s, root=root, verbose=False) for s in (None, .5))
+    if not todo: return
+    soft = load_reviews('amazon', seed=seed, test_seed=seed, spread=.5, root=root, verbose=False)
+    task = replace(soft, train=replace(soft.train, shares=None))
     if 'word counting' in todo:
         start = time.perf_counter(); counter = word_counter().fit(task.train.inputs, task.train.labels)
         said = counter.predict(task.test.inputs)
         yield _scored('word counting', seed, task.test.labels, said, task.classes, time.perf_counter() - start, len(task.train))
     for plan in plans:
         if plan.name not in todo: continue
-        data = replace(task, train=soft.train) if plan.name == SOFT else task
+        data = soft if plan.name == SOFT else task
         model = attach_head(network, data, seed=seed); history = fit(model, data, plan, seed=seed, progress=False)
         report = evaluate(model, task.test)
         yield _scored(plan.name, seed, report.labels, report.predictions, task.classes, history.seconds, len(task.train)) | dict(how=repr(plan))
@@ -217,13 +219,15 @@ def _from_written(seed, root, network, plan, todo):
     from transfer_course.features import run
     from transfer_course.tasks import load_reviews
     from transfer_course.training import fit
+    if not todo: return
     task, real = load_reviews('written', n_valid=.05, n_test=.05, seed=seed, verbose=False), load_reviews('amazon', root=root, verbose=False)
     sides = [task.classes.index(c) for c in ('negative', 'positive')]
     texts, labels = [t for s in real.splits for t in s.inputs], np.concatenate([s.labels for s in real.splits])
     kept = np.flatnonzero(np.isin(labels, sides)); texts, truth = [texts[i] for i in kept], (labels[kept] == sides[1]).astype(int)
     if COUNTED in todo:
         start = time.perf_counter(); counter = word_counter().fit(task.train.inputs, task.train.labels)
-        yield _scored(COUNTED, seed, truth, counter.predict_proba(texts)[:, sides].argmax(1), sides, time.perf_counter() - start, len(task.train))
+        yield _scored(COUNTED, seed, truth, counter.predict_proba(texts)[:, sides].argmax(1), sides, time.perf_counter() - start, len(task.train)) | dict(
+            positive=round(float(truth.mean()), 4))
     if WRITTEN in todo:
         model = attach_head(network, task, seed=seed); history = fit(model, task, plan, seed=seed, progress=False)
         said = run(model, texts)[:, sides].argmax(1).numpy()

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['POOLS', 'FAMILIES', 'TEXT_KINDS', 'ALIASES', 'TextInput', 'TextEmbeddings', 'TextLayer', 'TextPool', 'TextModelError',
            'cut_into_stages', 'positions_of', 'words_of', 'read_config', 'read_network', 'random_network',
-           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum', 'like_lengths', 'QuickDropout']
+           'read_tokenizer', 'TextKind', 'packaged', 'cached', 'fetch', 'checksum', 'like_lengths', 'dropout_for',
+           'QuickDropout']
 
 # %% ../../nbs/backstage/text_models.ipynb #640a2ebd
 import copy, hashlib, importlib.metadata, os, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -348,6 +349,12 @@ def _kept(x, p):
     "A factor for each element of `x`: 0 with probability `p`, or else 1 / (1 - p)."
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2**63, None).view(torch.int16)[:x.numel()].view(x.shape)
     return (bits >= round(p * 2**16) - 2**15).to(x.dtype).mul_(1 / (1 - p))
+
+def dropout_for(
+    model, # StagedModel
+):         # context
+    "Quick dropout for a network that reads texts, where masks are large; pictures keep torch's own."
+    return QuickDropout() if isinstance(getattr(model, 'preprocess', None), TextInput) else nullcontext()
 
 class QuickDropout(TorchFunctionMode):
     "While it is on, dropout on a CPU draws its masks from 16 random bits an element; everything else stays as it is."
