@@ -19,7 +19,7 @@ class Setup:
     "What one run is about. Everything a contestant may know."
     job: str              # one of JOBS
     data: Path            # folder made by `prepare_pictures` or `prepare_texts`
-    variant: tuple = ()   # words after the contestant's name: 'bf16', 'b32', 'once', 'augment'
+    variant: tuple = ()   # words after the contestant's name: 'bf16', 'b32', 'once', 'augment', 'growing'
     size: int = 128       # pixels a side
     epochs: int = 10      # in all
     head_epochs: int = 1  # of them, those that train the head alone where a recipe begins so

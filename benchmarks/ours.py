@@ -1,6 +1,7 @@
 """The course's own engine: `from_folder`, `load_backbone`, `attach_head`, `fit`.
 
-Variant `augment`: the last stage with new crops and mirror images in every epoch, which leaves nothing to be computed once."""
+Variant `augment`: the last stage with new crops and mirror images in every epoch, which leaves nothing to be computed once.
+Variant `growing`: full fine-tuning whose crops are half as wide in the first third of the epochs, three quarters in the second, full in the last."""
 from common import Trained, main, plain
 
 from transfer_course.backbones import attach_head, load_backbone
@@ -14,7 +15,7 @@ def plan_of(setup):
     head, rest = setup.head_epochs, setup.epochs - setup.head_epochs
     if setup.job == 'features': return feature_extraction() if setup.epochs >= 10 else feature_extraction(setup.epochs)
     if setup.job == 'text': return fine_tuning(min(3, setup.epochs), kind='texts')
-    if setup.job == 'full': return fine_tuning(rest, head_epochs=head)
+    if setup.job == 'full': return fine_tuning(rest, head_epochs=head, sizes=[setup.size * k // 4 for k in (2, 3, 4)] if 'growing' in setup.variant else ())
     phases = [Phase(head, -1, 1e-2, augment=False)] if head else []
     return Plan('last stage', [*phases, Phase(rest, 'layer4', 1e-3, .7, augment='augment' in setup.variant)], statistics='keep')
 

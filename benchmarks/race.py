@@ -15,7 +15,7 @@ CONTESTANTS = dict(
     machine=['profile'],
     features=['ours', 'tutorial', 'fastai', 'lightning', 'keras', 'keras+once'],
     last=['ours', 'ours+augment', 'tutorial', 'fastai', 'lightning', 'keras'],
-    full=['ours', 'tutorial', 'tutorial+bf16', 'tutorial+bf16+b32', 'fastai', 'lightning', 'keras'],
+    full=['ours', 'ours+growing', 'tutorial', 'tutorial+bf16', 'tutorial+bf16+b32', 'fastai', 'lightning', 'keras'],
     text=['ours', 'trainer'])
 SCRIPTS = dict(profile='profile_step.py', ours='ours.py', tutorial='tutorial.py', fastai='fastai_.py', lightning='lightning_.py', keras='keras_.py',
                trainer='trainer_.py')

@@ -7,9 +7,9 @@ from common import JOBS
 from transfer_course.backstage.plots import OKABE_ITO
 from transfer_course.evaluation import wilson
 
-BY_HAND = 'bf16', 'b32', 'augment'    # variants that are not a peer's, or our, way of doing the job
+BY_HAND = 'bf16', 'b32', 'augment', 'growing'    # variants that are not a peer's, or our, way of doing the job
 NAMES = dict(ours='transfer_course', tutorial='PyTorch tutorial', fastai='fastai', lightning='Lightning', keras='Keras', trainer='transformers Trainer')
-WORDS = dict(bf16='bf16 by hand', b32='32 a step', once='base run once', augment='augmented')
+WORDS = dict(bf16='bf16 by hand', b32='32 a step', once='base run once', augment='augmented', growing='small crops first')
 COLOURS = dict(ours='vermilion', tutorial='blue', fastai='green', lightning='purple', keras='orange', trainer='sky')
 
 
@@ -71,6 +71,11 @@ def bars(results):
         out.append((f'Feature extraction: accuracy not lower than {label(row["who"])}', f'{points(mean)} points ({points(low)} to {points(high)})', high >= 0))
     times('Last stage: at least 3 times less than the fastest peer', fastest('last'), 3)
     times('Full fine-tuning: at least 2.3 times less than the fastest peer at its defaults', fastest('full'), 2.3)
+    peer, growing = fastest('full'), rows.get(('full', 'ours+growing'))
+    if peer and growing:
+        ratio, (mean, low, high) = peer['seconds'] / growing['seconds'], growing['difference']
+        out.append(('Full fine-tuning with small crops first, switched on by hand: the same', f'{ratio:.1f} times ({label(peer["who"])}); all crops in full size '
+                    f'less small ones first: {points(mean)} points ({points(low)} to {points(high)})', ratio >= 2.3))
     for who in 'tutorial+bf16', 'tutorial+bf16+b32': times(f'Full fine-tuning: not slower than {label(who)}', rows.get(('full', who)), 1)
     times('Reviews: at least 3.3 times less time than the Trainer', trainer := rows.get(('text', 'trainer')), 3.3)
     if trainer and 'difference' in trainer:

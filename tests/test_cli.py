@@ -144,11 +144,11 @@ def test_lessons_of_a_test_run_side_by_side(tree, tmp_path, command):
 def test_ctrl_c_stops_all_that_run_side_by_side(tree, tmp_path, command):
     for mine in ('01_first', '02_second'): add(tree/'nbs'/f'{mine}.ipynb', MEET.format(mine=str(tmp_path/mine), other='never', wait=600))
     shutil.copy(tree/'nbs'/'02_second.ipynb', tree/'nbs'/'03_third.ipynb')
-    run, marks, end = command('test', 'lessons', cwd=tree, start=True), [tmp_path/'01_first', tmp_path/'02_second'], time.time() + 120
+    run, marks, end = command('test', 'lessons', 'checks', cwd=tree, start=True), [tmp_path/'01_first', tmp_path/'02_second'], time.time() + 120
     while time.time() < end and not all(m.is_file() and m.read_text().endswith(' ') for m in marks): time.sleep(.2)
     run.send_signal(signal.SIGINT)
     out, _ = run.communicate(timeout=60)
-    assert run.returncode == 1 and '0 of 3 lessons passed' in out, out
+    assert run.returncode == 130 and '0 of 3 lessons passed' in out and '== checks ==' not in out, out
     assert {k: r['state'] for k, r in json.loads((tree/'_learn'/'runs.json').read_text()).items()} == {'01_first': 'stopped', '02_second': 'stopped'}
     for mark in marks:
         left = subprocess.run(['ps', '-o', 'stat=', '-p', mark.read_text()], capture_output=True, text=True).stdout.strip()

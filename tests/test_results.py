@@ -8,9 +8,10 @@ import pytest
 
 from transfer_course.backstage import measurements
 from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, write_json
-from transfer_course.backstage.measurements import CUTS, estimate_plans, load_results, photo_plans
+from transfer_course.backstage.measurements import COUNTED, CUTS, ONE, SOFT, WRITTEN, estimate_plans, load_results, photo_plans
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
+from transfer_course.product_reviews import review_plans
 from transfer_course.training import feature_extraction, fine_tuning, from_scratch
 
 
@@ -33,12 +34,12 @@ def test_pretraining_reached_its_bar(card):
     assert card['top1'] >= .45 and [r['epoch'] for r in card['log']] == list(range(1, len(card['log']) + 1))
 
 
-def runs(name, plans):
+def runs(name, plans, labels=200):
     results = load_results(name); rows = pd.DataFrame(results['rows'])
     assert results['command'].startswith('python -m transfer_course') and results['machine']['cores']
     assert set(rows.how) == {repr(p) for p in plans}, 'the recorded plans are not those of the code: make the file anew'
     wide = rows.pivot(index='seed', columns='plan', values='accuracy')
-    assert len(wide) >= 5 and wide.notna().all().all() and (rows.labels == 200).all()
+    assert len(wide) >= 5 and wide.notna().all().all() and (rows.labels == labels).all()
     return wide
 
 
@@ -52,6 +53,27 @@ def test_photographs_gain_from_transfer():
     wide = runs('three_ways_photos', photo_plans()); mean = wide.mean()
     assert mean['feature extraction'] >= .77 and mean['fine-tuning'] > mean['feature extraction']
     assert mean_interval(wide['fine-tuning'] - wide['from scratch'])[1] > .1
+
+
+def test_more_photographs_gain_more():
+    "What the section of lesson 09 on time to spare rests on."
+    few, many = runs('three_ways_photos', photo_plans())['fine-tuning'], runs('more_photos', photo_plans()[1:], 500)
+    assert mean_interval(many['fine-tuning'] - many['feature extraction'])[1] > 0 and mean_interval(many['fine-tuning'] - few)[1] > 0
+
+
+def test_rated_sentences_were_asked_of_every_way_on_every_split():
+    "What lesson 10 says of real customers: five splits each, the plans of the code, and gaps that can be told from luck."
+    rows = pd.DataFrame(load_results('amazon_reviews')['rows']); named = {p.name: repr(p) for p in review_plans()}
+    asked = {ONE, SOFT, COUNTED, WRITTEN, 'word counting', *named}
+    assert set(rows.what) == asked and all(sorted(t.seed) == list(range(5)) for _, t in rows.groupby('what'))
+    for name, how in (named | {SOFT: named['fine-tuning'].replace('fine-tuning', SOFT, 1), WRITTEN: named['fine-tuning']}).items():
+        told = set(rows[rows.what == name].how)
+        assert len(told) == 1 and (told == {how} or name == SOFT and 'smoothing 0.0' in told.pop()), (name, told)
+    for r in rows[rows.steps.notna()].itertuples():
+        assert sum(r.steps['of']) == r.test and sum(r.steps['right']) == pytest.approx(r.accuracy * r.test, abs=.5), r.what
+    wide = rows.pivot(index='seed', columns='what', values='accuracy')
+    for better, worse in ((WRITTEN, COUNTED), ('fine-tuning', 'feature extraction'), ('fine-tuning', 'from scratch'), (ONE, 'fine-tuning')):
+        assert mean_interval(wide[better] - wide[worse])[1] > 0, (better, worse)
 
 
 # Files that are written whole, or not at all
@@ -109,4 +131,4 @@ def test_epochs_are_estimated_within_a_quarter():
     for r in results['rows']:
         estimated, measured = (pd.DataFrame(r['turns'])[k].median() for k in ('estimated', 'measured'))
         assert r['estimated'] == pytest.approx(estimated, abs=1e-4) and r['measured'] == pytest.approx(measured, abs=1e-4)
-        assert r['off'] == pytest.approx(estimated / measured - 1, abs=.02) and abs(r['off']) <= (.25 if r['network'] == 'pocket-resnet' else 1.1), r
+        assert r['off'] == pytest.approx(estimated / measured - 1, abs=.02) and abs(r['off']) <= .25, r

@@ -253,7 +253,8 @@ def test_augmentation_is_for_pictures(bert):
     assert train(bert, Plan('p', [Phase(2, 'head', 1e-3, augment=True)], batch=8, cache=True))[1].phases[0]['once']
 
 
-def test_mixup_is_for_pictures(bert):
+def test_mixup_and_sizes_are_for_pictures(bert):
+    with pytest.raises(ValueError, match='sizes of pictures'): train(bert, Plan('p', [Phase(1, 'head', sizes=(32,))]))
     with pytest.raises(ValueError) as e: train(bert, Plan('p', [Phase(1, 'head')], mixup=.2))
     assert 'mixup=0.2' in str(e.value) and str(e.value).endswith('.') and '\n' not in str(e.value)
 

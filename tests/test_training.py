@@ -235,6 +235,23 @@ def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=f'{next(iter(wrong))} is .* it can be'): from_scratch(1, **wrong)
 
 
+@pytest.mark.parametrize('wrong', [(0,), (48., 64.), (-8,), ('64',)], ids=str)
+def test_sizes_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match='sides of pictures'): fine_tuning(sizes=wrong)
+    with pytest.raises(ValueError, match='augment=True'): Phase(1, augment=False, sizes=(64,))
+
+
+def test_crops_grow_through_a_phase(model, task, monkeypatch):
+    "Each size has its share of the epochs, and the plan says so, also after a trip through a file."
+    seen, real = [], training._step
+    monkeypatch.setattr(training, '_step', lambda model, x, *a: seen.append(x.shape[-2:]) or real(model, x, *a))
+    plan = Plan('growing', [Phase(1, -1, augment=False), Phase(5, None, sizes=[24, 32])], batch=len(task.train))
+    history = fit(model, task, plan, progress=False)
+    assert seen[1:] == [torch.Size([s, s]) for s in (24, 24, 24, 32, 32)], "the first step is of the head, from features"
+    assert repr(plan).endswith('5 epochs from the input at 0.001, crops of 24, then 32 pixels')
+    assert History.from_dict(json.loads(json.dumps(history.to_dict()))).plan == plan
+
+
 def test_schedules_stay_between_zero_and_one():
     for shape in ('cosine', 'one-cycle'):
         for steps in (1, 2, 3, 10, 57):
@@ -517,7 +534,7 @@ def test_a_killed_fit_goes_on_to_the_same_bits(task, tmp_path, monkeypatch, undi
 
 
 def test_stages_of_the_backbone_go_on_to_the_same_bits(task, tmp_path, monkeypatch):
-    plan = Plan('deep', [Phase(2, 'layer4', 1e-3, augment=False), Phase(2, None, 1e-3, .7)], pretrained=False, **STATES)
+    plan = Plan('deep', [Phase(2, 'layer4', 1e-3, augment=False), Phase(2, None, 1e-3, .7, sizes=(24, 48))], pretrained=False, **STATES)
     m = head_on(task); h = fit(m, task, plan, 3, progress=False)
     with monkeypatch.context() as patch:
         kill_at(patch, STEP, 6)

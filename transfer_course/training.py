@@ -46,6 +46,16 @@ class Phase:
     lr: float = 1e-3    # peak learning rate of the head, a step
     decay: float = 1.   # each stage learns at `decay` times the rate of the stage above
     augment: bool = True # new random crops and mirror images in every epoch?
+    sizes: tuple = ()   # sides of the crops in pixels, one after the other, each for an equal share of the epochs; empty: as the pictures are
+
+    def __post_init__(self):
+        self.sizes = tuple(self.sizes)
+        if not all(isinstance(s, int) and s > 0 for s in self.sizes): raise ValueError(f'sizes is {self.sizes!r}; it lists sides of pictures in pixels.')
+        if self.sizes and not self.augment: raise ValueError(f'sizes {self.sizes} are those of random crops: set augment=True, or leave them out.')
+
+    def size(self, epoch):
+        "Height and width of the crops in an epoch of this phase, counted from 0; None: as the pictures are."
+        return (self.sizes[epoch * len(self.sizes) // self.epochs],) * 2 if self.sizes else None
 
 # %% ../nbs/07_fine_tuning.ipynb #bd7cb08f
 def _share(v): return isinstance(v, (int, float)) and 0 <= v < 1
@@ -84,7 +94,8 @@ class Plan:
 
     def __repr__(self):
         parts = [f'{p.epochs} epochs from {"the input" if p.start is None else p.start if p.start != -1 else "the head"} at {p.lr:g}' +
-                 (f', each stage below at {p.decay:g} times that' if p.decay != 1 else '') for p in self.phases]
+                 (f', each stage below at {p.decay:g} times that' if p.decay != 1 else '') +
+                 (f', crops of {", then ".join(map(str, p.sizes))} pixels' if p.sizes else '') for p in self.phases]
         kept = ', BatchNorm statistics kept' if self.statistics == 'keep' else ''
         more = ''.join(f', {f.name} {getattr(self, f.name)}' for f in fields(self) if f.name in _OPTIONS and getattr(self, f.name) != f.default)
         return f'{self.name}: {"; then ".join(parts)}' + kept + more + ('' if self.pretrained else ', from random weights')
@@ -112,14 +123,14 @@ def feature_extraction(epochs=40, lr=3e-3, augment=False, kind='pictures', **opt
     return Plan('feature extraction', [Phase(epochs, -1, lr, augment=augment)], **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #9dbc169a
-def fine_tuning(epochs=None, lr=None, decay=None, start='usual', head_epochs=None, statistics='keep', kind='pictures', **options):
+def fine_tuning(epochs=None, lr=None, decay=None, start='usual', head_epochs=None, statistics='keep', kind='pictures', sizes=(), **options):
     """Train the head first, so that its random start wrecks nothing, then all from `start` up, slower towards the input.
 
     What is left out is as `usual` for the `kind` of the task. Texts need no head start: at their rates a random head wrecks nothing."""
     u = usual(kind)
     head_epochs = u['head_epochs'] if head_epochs is None else head_epochs
     first = [Phase(head_epochs, -1, 1e-2, augment=False)] if head_epochs else []
-    last = Phase(u['epochs'] if epochs is None else epochs, u['start'] if start == 'usual' else start, lr or u['lr'], decay or u['decay'])
+    last = Phase(u['epochs'] if epochs is None else epochs, u['start'] if start == 'usual' else start, lr or u['lr'], decay or u['decay'], sizes=sizes)
     return Plan('fine-tuning', first + [last], statistics=statistics, **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #d46a3873
@@ -292,10 +303,10 @@ def _deal(inputs, n, batches, generator):
     if isinstance(inputs, Tokens): return like_lengths(inputs.sizes, batches, generator)
     return torch.randperm(n, generator=generator).tensor_split(batches)
 
-def _draw(model, inputs, labels, rows, plan, phase, start, generator):
+def _draw(model, inputs, labels, rows, plan, phase, start, generator, epoch=0):
     "One batch: what stage `start` takes, and labels or shares of labels."
     x, y = take(inputs, rows) if start else model.preprocess(inputs[rows.numpy()]), labels[rows]
-    if phase.augment and torch.is_tensor(x): x = augment(x, generator, plan.crop)       # texts come as they are
+    if phase.augment and torch.is_tensor(x): x = augment(x, generator, plan.crop, phase.size(epoch))       # texts come as they are
     return mixup(x, y, len(model.classes), plan.mixup, generator) if plan.mixup else (x, y)
 
 def _step(model, x, y, opt, plan, start, device):
@@ -466,7 +477,7 @@ def _phase(state, task, device, bar, kept=None):
             share = schedule(step, phase.epochs * per_epoch, plan.warmup, plan.schedule)
             for group in opt.param_groups: group['lr'] = group['peak'] * share
             if step == first: rates = {g['stage']: g['lr'] for g in opt.param_groups}
-            x, y = _draw(model, inputs, labels, rows, plan, phase, start, state.generator)
+            x, y = _draw(model, inputs, labels, rows, plan, phase, start, state.generator, state.epoch)
             total += _step(model, x, y, opt, plan, start, device) * len(rows)
             state.follow(step); bar.update()
         with state.averaged():
@@ -505,6 +516,7 @@ def _advice(plan, model):
 def _fits_texts(model, plan):
     "Raise ValueError where a plan can't be carried out on texts, and warn of rates that unlearn a pretrained text network."
     if plan.mixup: raise ValueError(f'Plan {plan.name!r} says mixup={plan.mixup}, and texts of unlike length can not be mixed: leave it at 0.')
+    if any(p.sizes for p in plan.phases): raise ValueError(f'Plan {plan.name!r} gives sizes of pictures, and these are texts: leave sizes out.')
     fast = max((p.lr * p.decay for p in plan.phases if stage_index(model, p.start) < len(model.names) - 1), default=0)
     if plan.pretrained and fast > 3e-4:
         warnings.warn(f"Plan {plan.name!r} trains layers of {model.backbone} at up to {fast:.2g}, which suits pictures and makes a text network forget: "

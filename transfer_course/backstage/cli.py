@@ -6,7 +6,7 @@
 __all__ = ['AT_ONCE', 'STEPS', 'learn', 'test', 'lab', 'check', 'resync', 'pretrain', 'parser', 'run', 'main']
 
 # %% ../../nbs/backstage/cli.ipynb #43a561f3
-import argparse, os, re, signal, subprocess, sys, threading, time
+import argparse, json, os, re, signal, subprocess, sys, threading, time
 from collections import Counter
 from pathlib import Path
 
@@ -109,7 +109,12 @@ def _nbdev_test(root):
     code = f'from nbdev.test import nbdev_test; nbdev_test(n_workers={AT_ONCE}, skip_file_re={_no_lessons(root)!r})'
     return _python(['-c', code], root, dict(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore'))
 
-def _lessons(root): return learn(out=root/'_learn', at_once=AT_ONCE)
+def _lessons(root):
+    "Run every lesson; whoever stops one stops the test."
+    status = learn(out=root/'_learn', at_once=AT_ONCE)
+    runs = json.loads((root/'_learn'/'runs.json').read_text(encoding='utf-8')) if status else {}
+    if any(r['state'] == 'stopped' for r in runs.values()): raise KeyboardInterrupt
+    return status
 
 def _pytest(root):
     "Run pytest on two workers, then the tests that must be alone; gives (exit status, closing line)."

@@ -11,7 +11,7 @@ import json, os, re, shutil, signal, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .assets import CourseError, Lesson, find_root
+from .assets import CourseError, Lesson, find_root, write_json
 from .checks import MAX_NOTEBOOK, STATE, VIEW, alt_problems, output_problems
 from .sync import TIMES, read_notebook, source, write_notebook
 
@@ -231,6 +231,5 @@ def store_times(
     old = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.is_file() else {}
     new = {r.lesson.name: r.seconds for r in runs if r.state == 'passed' and r.lesson.number and r.seconds is not None}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dict(made_by='transfer-course learn --store', cores=2, seconds=dict(sorted((old | new).items()))), indent=1) + '\n',
-                    encoding='utf-8')
+    write_json(path, dict(made_by='transfer-course learn --store', cores=2, seconds=dict(sorted((old | new).items()))), indent=1)
     return True
