@@ -109,7 +109,8 @@ def single_ratings(
     for number, line in enumerate(data.decode('utf-8-sig').splitlines(), 1):
         fields = line.split('\t')
         try: out[fields[0]] = np.array([int(r) for r in json.loads(fields[3])])
-        except (IndexError, ValueError, TypeError): raise TaskError(f'Line {number:,} of the single ratings is not "name, mean, deviation, [ratings]": fetch the archive anew.') from None
+        except (IndexError, ValueError, TypeError):
+            raise TaskError(f'Line {number:,} of the single ratings is not "name, mean, deviation, [ratings]": fetch the archive anew.') from None
     return out
 
 def one_against_the_rest(
