@@ -56,13 +56,15 @@ def show_cam(
     titles,   # n short texts
     cols=6,   # pictures a row
 ):            # matplotlib Figure
-    "Lay heat over pictures: bright where the class is seen, dim elsewhere."
+    "Lay heat over pictures in colour: yellow where the class is seen most, dark blue where not."
     rows = -(-len(pictures) // cols)
     fig, axes = plt.subplots(rows, cols, figsize=(1.35 * cols, 1.55 * rows), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for ax, picture, h, title in zip(axes.flat, pictures, heat, titles):
-        ax.imshow(picture * (.35 + .65 * h[..., None]) / 255)
+        ax.imshow(picture.mean(-1), cmap='gray', vmin=0, vmax=255); shade = ax.imshow(h, cmap='cividis', alpha=.5, vmin=0, vmax=1)
         ax.set_title(short(title, 24), fontsize=8, parse_math=False)
+    bar = fig.colorbar(shade, ax=axes, shrink=.8, aspect=30); bar.ax.tick_params(labelsize=8)
+    bar.set_label('support for the answer (share of the most)', fontsize=8)
     fig.suptitle('Where the answer comes from (Grad-CAM)', fontsize=10); plt.close(fig)
     return fig
 
@@ -105,12 +107,14 @@ def draw_costs(
 ):         # matplotlib Figure
     "Draw accuracy over seconds of training, one line a plan, one point a budget."
     table, colors = study.summary(), colors_of(study.plans)
-    fig, ax = plt.subplots(figsize=(6.6, 3.6), layout='constrained')
+    fig, ax = plt.subplots(figsize=(8, 3.6), layout='constrained')
     for name, mark in zip(study.plans, 'osD^vPX*' * len(study.plans)):
         t = table[table.plan == name]
         ax.errorbar(t.seconds, 100 * t['mean'], 100 * np.stack([t['mean'] - t.low, t.high - t['mean']]), marker=mark, color=colors[name], lw=1.2,
                     elinewidth=.8, label=short(name, 40).replace('$', r'\$'))
+    for r in table[table.plan == list(study.plans)[-1]].itertuples():
+        ax.annotate(f'{r.budget:g}', (r.seconds, 100 * r.mean), (4, -10), textcoords='offset points', fontsize=7)
     ax.set(xscale='log', xlabel='seconds of one training run (log scale)', ylabel='accuracy on test (%)',
            title=f'What a point of accuracy costs: {", ".join(map(str, study.budgets))} labels')
-    ax.legend(frameon=False, fontsize=8); plt.close(fig)
+    ax.xaxis.set_major_formatter('{x:g}'); ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5)); plt.close(fig)
     return fig

@@ -31,7 +31,8 @@ def score_behaviours(
     model, # StagedModel for texts with the classes negative, neutral and positive
     slack=.02, # change of the balance of positive over negative that counts as none, where a direction is asked for
 ):         # DataFrame, a row for each capability and kind: cases, passed (share)
-    """Ask a model for one ability at a time (Ribeiro et al. 2020, section 2); an invariant pair passes only if both answers are right.
+    """Ask a model for one ability at a time (Ribeiro et al. 2020, section 2). MFT: the answer is right. INV: both answers are
+    right, so that one who always says the same does not pass. DIR: the balance moves the right way, or by no more than `slack` the wrong way.
 
     Raises ValueError where the classes are others."""
     if sorted(model.classes) != ['negative', 'neutral', 'positive']:

@@ -147,7 +147,7 @@ def measure_suspects(data, n=24):
     except FileNotFoundError: notes = {}
     rows = [dict(picture=names[r.row], label=task.classes[r.label], belief=round(float(r.belief), 4), **notes.get(names[r.row], dict(shows='', label_is='')),
                  of=len(labels)) for r in label_suspects(features, labels).head(n).itertuples()]
-    return save_results('photo_suspects', 'Which photographs have labels that frozen features believe least, and what does a person see on them?',
+    return save_results('photo_suspects', 'Which photographs have labels that frozen features believe least, and what is seen on them?',
                         'python -m transfer_course.backstage.measurements suspects --data cats_and_dogs', rows)
 
 # %% ../../nbs/backstage/measurements.ipynb #b1356bf2
@@ -282,7 +282,7 @@ def measure_amazon(root=None, seeds=5):
     "Plans on the rated sentences, five splits by review; writes amazon_reviews.json, a run at a time."
     from transfer_course.backbones import load_backbone
     from transfer_course.product_reviews import review_plans
-    network, plans = load_backbone('minilm', verbose=False), review_plans()
+    network, plans = load_backbone('minilm', verbose=False), [p for p in review_plans() if p.name in ('from scratch', 'feature extraction', 'fine-tuning')]
     tune = plans[-1]; plans += [replace(tune, name=name, smoothing=0.) for name in (SOFT, WHOLE)]
     try: rows = load_results('amazon_reviews')['rows']
     except FileNotFoundError: rows = []
