@@ -803,8 +803,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements._from_written': ( 'backstage/measurements.html#_from_written',
                                                                                                                   'transfer_course/backstage/measurements.py'),
-                                                        'transfer_course.backstage.measurements._joined': ( 'backstage/measurements.html#_joined',
-                                                                                                            'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements._measure': ( 'backstage/measurements.html#_measure',
                                                                                                              'transfer_course/backstage/measurements.py'),
                                                         'transfer_course.backstage.measurements._one_person': ( 'backstage/measurements.html#_one_person',
