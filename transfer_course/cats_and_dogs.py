@@ -56,14 +56,14 @@ def show_cam(
     titles,   # n short texts
     cols=6,   # pictures a row
 ):            # matplotlib Figure
-    "Lay heat over pictures in colour: yellow where the class is seen most, dark blue where not."
+    "Lay heat over pictures in colour: yellow where the class is seen most, the bare picture where not."
     rows = -(-len(pictures) // cols)
     fig, axes = plt.subplots(rows, cols, figsize=(1.35 * cols, 1.55 * rows), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.axis('off')
     for ax, picture, h, title in zip(axes.flat, pictures, heat, titles):
-        ax.imshow(picture.mean(-1), cmap='gray', vmin=0, vmax=255); shade = ax.imshow(h, cmap='cividis', alpha=.5, vmin=0, vmax=1)
+        ax.imshow(picture.mean(-1), cmap='gray', vmin=0, vmax=255); ax.imshow(h, cmap='plasma', alpha=.7 * h, vmin=0, vmax=1)
         ax.set_title(short(title, 24), fontsize=8, parse_math=False)
-    bar = fig.colorbar(shade, ax=axes, shrink=.8, aspect=30); bar.ax.tick_params(labelsize=8)
+    bar = fig.colorbar(plt.cm.ScalarMappable(plt.Normalize(0, 1), 'plasma'), ax=axes, shrink=.8, aspect=30); bar.ax.tick_params(labelsize=8)
     bar.set_label('support for the answer (share of the most)', fontsize=8)
     fig.suptitle('Where the answer comes from (Grad-CAM)', fontsize=10); plt.close(fig)
     return fig

@@ -322,7 +322,7 @@ class Study(Shown):
 
     def plot(self, metric='accuracy'):
         "Draw each plan's mean over the budgets, with its 95% band. Returns a matplotlib Figure."
-        t, colors = self.summary(metric), colors_of(self.plans); fig, ax = plt.subplots(figsize=(6.6, 3.6), layout='constrained')
+        t, colors = self.summary(metric), colors_of(self.plans); fig, ax = plt.subplots(figsize=(8, 3.6), layout='constrained')
         for (i, name), mark in zip(enumerate(self.plans), 'osD^vPX*' * len(self.plans)):
             if not len(r := t[t.plan == name]): continue
             ax.plot(r.budget, 100 * r['mean'], marker=mark, color=colors[name], linestyle=('-', '--', '-.', ':')[i % 4],
@@ -333,7 +333,7 @@ class Study(Shown):
         seeds = 'one seed' if high == 1 else f'mean of {low if low == high else f"{low} to {high}"} seeds, 95% band'
         ax.set(title=f'{title}\n{seeds}', xscale='log', xlabel='training labels', ylabel=f'{WORDS[metric]} (%)',
                xticks=self.budgets, xticklabels=self.budgets)
-        ax.minorticks_off(); ax.legend(frameon=False, fontsize=8); plt.close(fig)
+        ax.minorticks_off(); ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5)); plt.close(fig)
         return fig
 
     @property
