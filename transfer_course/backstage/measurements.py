@@ -92,7 +92,7 @@ def results_table(
 
 # %% ../../nbs/backstage/measurements.ipynb #88540e0d
 def photo_plans():
-    "List the three plans for photographs of 128 pixels, chosen on validation pictures."
+    "List the three plans for photographs of 128 pixels."
     from transfer_course.training import feature_extraction, fine_tuning, from_scratch
     return [from_scratch(80, mixup=.4), feature_extraction(), fine_tuning(80, mixup=.4)]
 
