@@ -40,7 +40,10 @@ class Still(layers.TorchModuleWrapper):
     """A wrapped network that stays in inference mode, as the guide promises of a base called with `training=False`.
 
     Keras 3.15 does not keep that promise: `fit` hands its own `training=True` on through a nested functional model."""
-    def call(self, x, training=None): return super().call(x, training=False)
+    bf16 = False
+
+    def call(self, x, training=None):
+        with torch.autocast('cpu', torch.bfloat16, enabled=self.bf16): return super().call(x, training=False).float()
 
 
 def base_of(net, size):
@@ -77,6 +80,8 @@ def train(setup):
     base, below, last = base_of(network(setup), setup.size)
     (x, y), valid = split(setup, 'train'), split(setup, 'valid')
     for part in below, last: freeze(part, True)
+    if 'bf16' in setup.variant:
+        for part in below, last: part.bf16 = True; part.module.to(memory_format=torch.channels_last)
     if 'once' in setup.variant: model = train_once(base, (x, y), valid, setup)
     else:
         data, model = (augment(x), y), top(base, setup.size)
@@ -89,6 +94,7 @@ def train(setup):
         logit = model.predict(np.asarray(pictures, np.float32), batch_size=100, verbose=0)
         return np.concatenate([-logit, logit], 1)
     return Trained(scores, lambda files: scores(load(files, setup.size, setup.threads)), 'Adam, 64 a step, pictures decoded and augmented once, kept in memory'
+                   + (', bfloat16, channels_last' if 'bf16' in setup.variant else '')
                    if 'once' not in setup.variant else 'base run once, Adam on what it gave')
 
 

@@ -15,7 +15,7 @@ CONTESTANTS = dict(
     machine=['profile'],
     features=['ours', 'tutorial', 'fastai', 'lightning', 'keras', 'keras+once'],
     last=['ours', 'ours+augment', 'tutorial', 'fastai', 'lightning', 'keras'],
-    full=['ours', 'ours+growing', 'tutorial', 'tutorial+bf16', 'tutorial+bf16+b32', 'fastai', 'lightning', 'keras'],
+    full=['ours', 'ours+growing', 'tutorial', 'tutorial+bf16', 'tutorial+bf16+b32', 'fastai', 'lightning', 'keras', 'keras+bf16'],
     text=['ours', 'trainer'])
 SCRIPTS = dict(profile='profile_step.py', ours='ours.py', tutorial='tutorial.py', fastai='fastai_.py', lightning='lightning_.py', keras='keras_.py',
                trainer='trainer_.py')
@@ -42,7 +42,7 @@ def parser():
     p.add_argument('--patience', type=int, default=3600, help='seconds after which a run is given up (default 3600)')
     p.add_argument('--results', type=Path, default=RESULTS, help='file of results (default benchmarks/results.json)')
     p.add_argument('--fresh', action='store_true', help='begin a new file of results')
-    p.add_argument('--table', action='store_true', help='print the table and draw the figure from the results there are')
+    p.add_argument('--table', action='store_true', help='print the table, write it beside the results as Markdown and draw the figure, from the results there are')
     return p
 
 
@@ -191,7 +191,9 @@ def main(argv=None):
         sys.path[:0] = [str(HERE), str(ROOT)]
         from report import figure, table
         results = read_results(args.results)
-        if results['runs']: print(table(results)); figure(results, args.results.with_name(args.results.stem.replace('results', 'race') + '.png'))
+        if results['runs']:
+            text = table(results); print(text); args.results.with_suffix('.md').write_text(f'# What the race gave\n\n{text}\n', encoding='utf-8')
+            figure(results, args.results.with_name(args.results.stem.replace('results', 'race') + '.png'))
         return 1 if failures else 0
     except RaceError as e: print(e, file=sys.stderr)
     except KeyboardInterrupt: print('Stopped; what is done is kept, the same command goes on.', file=sys.stderr)

@@ -76,7 +76,7 @@ def bars(results):
         ratio, gap = peer['seconds'] / growing['seconds'], '{} points ({} to {})'.format(*map(points, growing['difference']))
         out.append(('Full fine-tuning with small crops first, switched on by hand: at least 2.3 times less',
                     f'{ratio:.2f} times ({label(peer["who"])}); full-size crops throughout are more accurate by {gap}', ratio >= 2.3))
-    for who in 'tutorial+bf16', 'tutorial+bf16+b32': times(f'Full fine-tuning: not slower than {label(who)}', rows.get(('full', who)), 1)
+    for who in 'keras+bf16', 'tutorial+bf16', 'tutorial+bf16+b32': times(f'Full fine-tuning: not slower than {label(who)}', rows.get(('full', who)), 1)
     times('Reviews: at least 3.3 times less time than the Trainer', trainer := rows.get(('text', 'trainer')), 3.3)
     if trainer and 'difference' in trainer:
         mean, low, high = trainer['difference']

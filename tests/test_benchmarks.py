@@ -183,6 +183,12 @@ def test_table_and_figure_from_a_results_file(results, tmp_path, capsys):
     said = capsys.readouterr().out
     assert '| PyTorch tutorial | 30.0 (30.0 to 30.0, 3) | 15.0 |' in said and 'Not yet measured.' in said and 'NOT reached' in said
     with Image.open(tmp_path/'race.png') as picture: assert picture.size[0] > 600
+    assert said.strip() in (tmp_path/'results.md').read_text()
+
+
+def test_the_table_on_disk_is_that_of_the_results():
+    text = report.table(race.read_results(HERE/'results.json'))
+    assert (HERE/'results.md').read_text().split('\n', 2)[2].strip() == text, 'run benchmarks/race.py --table'
 
 
 def test_race_goes_on_where_it_was_stopped(tmp_path, monkeypatch, capsys):
