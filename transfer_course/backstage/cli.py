@@ -117,10 +117,11 @@ def _lessons(root):
     return status
 
 def _pytest(root):
-    "Run pytest on two workers, then the tests that must be alone; gives (exit status, closing line)."
+    "Run pytest on two workers, then the tests that must be alone; gives (exit status, closing line). What fails is tried once more, and named."
+    again = '--reruns', '1', '-rfER'
     by_file = ('--dist', 'loadfile', '--no-loadscope-reorder')      # files with few tests are among the longest: not at the end
-    beside = _pytest_run(root, 'not alone', '-n', str(AT_ONCE), *by_file, OMP_NUM_THREADS='1')
-    alone = _pytest_run(root, 'alone')
+    beside = _pytest_run(root, 'not alone', '-n', str(AT_ONCE), *by_file, *again, OMP_NUM_THREADS='1')
+    alone = _pytest_run(root, 'alone', *again)
     codes, lines = zip(beside, alone)
     return int(bool(set(codes) - {0, 5}) or set(codes) == {5}), _summed(lines)    # 5: there were none of this kind
 
@@ -142,7 +143,7 @@ def _summed(lines):
     if None in found: return lines[found.index(None)]
     counts, seconds = Counter(), sum(float(m[2]) for m in found)
     for m in found: counts.update({word: int(n) for n, word in re.findall(r'(\d+) (\w+?)s?\b', m[1]) if word != 'deselected'})
-    order = ['failed', 'passed', 'skipped', 'xfailed', 'xpassed', 'warning', 'error']
+    order = ['failed', 'passed', 'skipped', 'xfailed', 'xpassed', 'warning', 'error', 'rerun']
     known = sorted(counts, key=lambda w: order.index(w) if w in order else len(order))
     words = [f'{counts[w]} {w}{"s" * (counts[w] > 1 and w in ("warning", "error"))}' for w in known]
     clock = f' ({int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02})' if seconds >= 60 else ''
