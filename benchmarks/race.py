@@ -42,7 +42,7 @@ def parser():
     p.add_argument('--patience', type=int, default=3600, help='seconds after which a run is given up (default 3600)')
     p.add_argument('--results', type=Path, default=RESULTS, help='file of results (default benchmarks/results.json)')
     p.add_argument('--fresh', action='store_true', help='begin a new file of results')
-    p.add_argument('--table', action='store_true', help='print the table, write it beside the results as Markdown and draw the figure, from the results there are')
+    p.add_argument('--table', action='store_true', help='print the table, write it as Markdown and draw the figure, from the results there are')
     return p
 
 

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 
 from transfer_course.backstage import measurements
-from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, write_json
-from transfer_course.backstage.measurements import COUNTED, CUTS, MORE, ONE, SOFT, WRITTEN, estimate_plans, load_results, photo_plans
+from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, results_path, write_json
+from transfer_course.backstage.measurements import BUDGETS, COUNTED, CUTS, MORE, ONE, SOFT, WRITTEN, budget_plans, estimate_plans, load_results, photo_plans
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
 from transfer_course.product_reviews import review_plans
+from transfer_course.studies import Study
 from transfer_course.training import feature_extraction, fine_tuning, from_scratch
 
 
@@ -76,6 +77,15 @@ def test_rated_sentences_were_asked_of_every_way_on_every_split():
     wide = rows.pivot(index='seed', columns='what', values='accuracy')
     for better, worse in ((WRITTEN, COUNTED), ('fine-tuning', 'feature extraction'), ('fine-tuning', 'from scratch'), (ONE, 'fine-tuning')):
         assert mean_interval(wide[better] - wide[worse])[1] > 0, (better, worse)
+
+
+def test_budgets_of_rated_sentences():
+    "The curve of lesson 10: every run is there, by the plans of the code, and with most labels the order is as its text says."
+    s = Study.load(results_path('amazon_budgets.json'))
+    assert s.missing == 0 and s.asked['plans'] == {p.name: repr(p) for p in budget_plans()} and s.budgets == BUDGETS
+    assert {n: len(v) for n, v in s.asked['words'].items()} == {str(n): 5 for n in BUDGETS} and len(s.asked['seeds']) == 5
+    assert len({r['test'] for r in s.runs}) == 1 and s.test_reads == len(s.runs)
+    for worse in ('from scratch', 'feature extraction'): assert s.verdict('fine-tuning', worse, 800).low > 0
 
 
 # Files that are written whole, or not at all

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SIZES', 'ONE', 'WRITTEN', 'COUNTED', 'SOFT', 'MORE', 'EDGES', 'BUDGETS', 'CUTS', 'machine', 'load_results',
            'save_results', 'three_ways', 'results_table', 'photo_plans', 'measure_drawn', 'measure_photos',
-           'measure_more_photos', 'measure_study', 'measure_suspects', 'shared_runs', 'word_counter', 'measure_reviews',
-           'by_rating', 'measure_amazon', 'budget_plans', 'measure_amazon_budgets', 'estimate_plans', 'time_plan',
-           'measure_estimates', 'main']
+           'measure_more_photos', 'trial_plans', 'measure_trials', 'measure_study', 'measure_suspects', 'shared_runs',
+           'word_counter', 'measure_reviews', 'by_rating', 'measure_amazon', 'budget_plans', 'measure_amazon_budgets',
+           'estimate_plans', 'time_plan', 'measure_estimates', 'main']
 
 # %% ../../nbs/backstage/measurements.ipynb #95e1d11d
 import argparse
@@ -118,6 +118,23 @@ def measure_more_photos(data, seeds=5):
     _measure('more_photos', 'Photographs of cats and dogs at 128 pixels, pocket-resnet.',
              'python -m transfer_course.backstage.measurements photos500 --data cats_and_dogs',
              partial(from_folder, data, 500, 120, verbose=False), photo_plans()[1:], seeds)
+
+# %% ../../nbs/backstage/measurements.ipynb #f970bea7
+def trial_plans():
+    "List recipes of fine-tuning for 200 photographs: fewer and more passes, with and without mixing."
+    from transfer_course.training import fine_tuning
+    recipes = {f'{n} passes' + (', mixup' if mixup else ''): fine_tuning(n, mixup=mixup) for n, mixup in ((20, .4), (40, .4), (80, 0.), (80, .4))}
+    return [replace(plan, name=name) for name, plan in recipes.items()]
+
+def measure_trials(data, seeds=3):
+    "Recipes of fine-tuning with 200 labels, judged by 600 more photographs of train/; writes photo_trials.json. The test split is not read."
+    import numpy as np
+    from transfer_course.tasks import from_folder
+    def make_task(seed):
+        task = from_folder(data, 200, 720, seed=seed, verbose=False); left = task.valid; order = np.random.default_rng(seed).permutation(len(left))
+        return replace(task, valid=left.subset(order[:120]), test=replace(left.subset(order[120:]), name='test'))
+    _measure('photo_trials', 'Recipes of fine-tuning on photographs of cats and dogs, judged by others of train/.',
+             'python -m transfer_course.backstage.measurements trials --data cats_and_dogs', make_task, trial_plans(), seeds)
 
 # %% ../../nbs/backstage/measurements.ipynb #141e15ef
 SIZES = dict(n_train=500, n_valid=120, size=96) # of the task of each seed in the study
@@ -382,15 +399,16 @@ def _measure(name, question, command, make_task, plans, seeds):
 def main(argv=None):
     "Run an experiment from the command line."
     parser = argparse.ArgumentParser(description='Make a results file anew; runs that are in it already are kept.')
-    parser.add_argument('what', choices=['drawn', 'photos', 'photos500', 'study', 'suspects', 'reviews', 'amazon', 'budgets', 'estimates'])
-    parser.add_argument('--data', help='for photos, photos500, study and suspects: folder with train/ and test/, each with a folder a class; '
+    parser.add_argument('what', choices=['drawn', 'photos', 'photos500', 'trials', 'study', 'suspects', 'reviews', 'amazon', 'budgets', 'estimates'])
+    parser.add_argument('--data', help='for photos, photos500, trials, study and suspects: folder with train/ and test/, each with a folder a class; '
                         'for amazon and budgets: folder of the archive (without, it is fetched)')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--turns', type=int, default=5, help='of the estimates: how often each plan is estimated and timed')
     parser.add_argument('--folder', help='where study and budgets keep every finished run')
     args = parser.parse_args(argv)
-    if args.what in ('photos', 'photos500', 'study', 'suspects') and not args.data: parser.error(f'{args.what} needs --data FOLDER')
+    if args.what in ('photos', 'photos500', 'trials', 'study', 'suspects') and not args.data: parser.error(f'{args.what} needs --data FOLDER')
     if args.what == 'drawn': measure_drawn(args.seeds)
+    elif args.what == 'trials': measure_trials(args.data, min(3, args.seeds))
     elif args.what == 'suspects': measure_suspects(args.data)
     elif args.what == 'reviews': measure_reviews()
     elif args.what == 'estimates': measure_estimates(args.turns)
