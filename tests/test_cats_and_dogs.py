@@ -64,6 +64,14 @@ def test_grad_cam_leaves_the_model_alone(model, task):
     assert all(p.grad is None for p in model.parameters()); model.eval()
 
 
+def test_grad_cam_lies_where_a_backbone_that_crops_looked(task):
+    "resnet18's preset resizes to 256 and crops 224: the heat fills seven eighths of the picture, and the rest has none."
+    model = attach_head(load_backbone('resnet18', pretrained=False, verbose=False), task)
+    heat = grad_cam(model, task.test.inputs[:2], 'layer2', [0, 1])
+    assert heat.shape == (2, 64, 64) and heat[:, 4:60, 4:60].max() == 1
+    edge = np.ones((64, 64), bool); edge[4:60, 4:60] = False; assert not heat[:, edge].any() and heat[:, 4:60, [4, 59]].any()
+
+
 def test_grad_cam_by_name_number_and_none(model, task):
     pictures = task.test.inputs[:3]
     said = model(model.preprocess(pictures)).argmax(1).tolist()

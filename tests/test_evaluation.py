@@ -209,3 +209,16 @@ def test_folded_solutions_run(root, name, tmp_path):
             for code in re.findall(r'```python\n(.*?)```', c.source, re.S): assert 'assert' in code; cells.append(nbformat.v4.new_code_cell(code)); found += 1
     nb.cells = cells; assert found >= 2
     NotebookClient(nb, timeout=300, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+
+
+def test_groups_of_a_report_may_come_as_an_array():
+    a, b = (Report('t', ['a', 'b'], [0, 1, 0], [[.9, .1], [.2, x], [.6, .4]], groups=np.array([1, 1, 2])) for x in (.8, .8))
+    assert paired_difference(a, b).value == 0
+    with pytest.raises(EvaluationError, match='2 groups for 3 examples'): Report('t', ['a', 'b'], [0, 1, 0], [[.9, .1], [.2, .8], [.6, .4]], groups=[1, 2])
+
+
+def test_mistakes_of_another_split_are_refused(model, task):
+    r = evaluate(model, task.test)
+    with pytest.raises(EvaluationError, match='not the one of the report'): r.mistakes(3, split=task.valid)
+    back = Report('test', r.classes, r.labels, r.probabilities)                 # without names, the number of examples must do
+    assert back.show_mistakes(2, split=task.test)

@@ -340,6 +340,8 @@ def test_key_follows_data_and_settings(model, pictures, monkeypatch):
     other, swapped = pictures.copy(), pictures[[1, 0, *range(2, 12)]]
     other[11, 31, 31, 2] ^= 1
     keys = [key_of(model, x) for x in (pictures, other, swapped, pictures[:11], torch.as_tensor(pictures), model.preprocess(pictures))]
+    tall, spot = np.repeat(pictures, 2, 1), np.repeat(pictures, 2, 1); spot[11, 31, 15, 2] ^= 1          # printed, the two look the same
+    keys += [key_of(model, list(x)) for x in (tall, spot)] + [key_of(model, [torch.as_tensor(p) for p in x]) for x in (tall, spot)]
     keys += [key_of(model, pictures, dtype=torch.float16), key_of(model, pictures, stop='layer3'), key_of(model, pictures, stop=None)]
     if lesson.fast_bf16('cpu'): keys.append(key_of(model, pictures, exact=True))
     monkeypatch.setattr(lesson, 'FORMAT', 2); keys.append(key_of(model, pictures)); monkeypatch.undo()
@@ -348,6 +350,14 @@ def test_key_follows_data_and_settings(model, pictures, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(lesson, '__version__', '9'); keys.append(key_of(model, pictures))
     assert len(set(keys)) == len(keys)
+
+
+def test_bf16_is_no_emulation(monkeypatch):
+    "An accelerator without the instructions is asked for fp32, though it could emulate bf16."
+    from transfer_course.backstage.precision import fast_bf16
+    for real in (True, False):
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True, real=real: real or including_emulation)
+        assert fast_bf16('cuda') is real and fast_bf16('mps') is False
 
 
 def test_key_ignores_what_does_not_matter(model, pictures):

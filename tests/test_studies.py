@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from transfer_course import studies
 from transfer_course.backbones import load_backbone
 from transfer_course.backstage.plots import colors_of
 from transfer_course.evaluation import mean_interval
-from transfer_course.studies import Study, StudyError, compare, task_print
+from transfer_course.studies import Study, StudyError, compare, task_print, weights_print
 from transfer_course.tasks import Split, Task
 from transfer_course.training import Phase, Plan, feature_extraction, from_scratch
 
@@ -231,6 +232,31 @@ def test_both_doubts_are_never_less_than_one():
         _, low, high = mean_interval(h.mean(1)); assert lo <= low and hi >= high
 
 
+def test_examples_that_belong_together_count_as_one():
+    "Four copies of every example say no more than one does: the interval of groups is that of the single examples, and wider than without groups."
+    h = np.random.default_rng(1).normal(.1, 1, (4, 30)); copies = np.repeat(h, 4, 1)
+    alone, grouped, blind = studies._over_both(h), studies._over_both(copies, np.repeat(np.arange(30), 4)), studies._over_both(copies)
+    assert np.allclose(alone, grouped) and blind[2] - blind[1] < grouped[2] - grouped[1]
+    assert np.allclose(studies._over_both(h, np.arange(30)), alone)
+
+
+def test_groups_of_the_test_split_reach_the_verdict(tmp_path):
+    def grouped(): task = make_task(); task.test.groups = [i // 4 for i in range(20)]; return task
+    s = compare(grouped(), 'pocket-resnet', PLANS, [4], 2, tmp_path/'g', False); a, b = (p.name for p in PLANS)
+    assert s.runs[0]['groups'] == [i // 4 for i in range(20)] and grid(budgets=[4]).runs[0]['groups'] is None
+    back = Study.load(s.save(tmp_path/'s.json')); both, again = (x.verdict(a, b, 4, over='seeds and examples') for x in (s, back))
+    assert back.runs[0]['groups'] == s.runs[0]['groups'] and (both.low, both.high) == (again.low, again.high)
+    gap = (s.hits(a, 4).astype(float) - s.hits(b, 4)); assert np.allclose(both.low, studies._over_both(gap, s.runs[0]['groups'])[1])
+
+
+def test_less_calibration_error_is_no_defeat():
+    s = made({20: .1})
+    for r in s.runs: r['ece'] = .1 + .05 * (r['plan'] == 'a') + .001 * r['seed']
+    assert 'a has 5.0 points of calibration error more than b' in s.verdict('a', 'b', 20, 'ece') and 'b has 5.0' in s.verdict('b', 'a', 20, 'ece')
+    assert 'less than a' in s.verdict('b', 'a', 20, 'ece')
+    with pytest.raises(StudyError, match='accuracy or macro_f1'): made({20: .1, 80: -.1}).crossover('a', 'b', 'ece')
+
+
 def test_crossover():
     assert made({20: .1, 80: -.1}).crossover('a', 'b').at and made({20: .1, 80: -.1}).crossover('a', 'b').between == [(20, 80)]
     s = made({20: .1, 50: .05, 200: -.1}); c = s.crossover('a', 'b'); assert 50 < c.at[0] < 200 and 'a is detectably ahead up to' in c and 'b from 200' in c
@@ -286,9 +312,25 @@ def test_fingerprints_see_labels_ids_and_pictures():
         elif change == 'ids': v[3] = 'other'
         else: v[0, 0, 0, 0] += 1
         prints.add(task_print(b))
-    assert len(prints) == 4 and task_print(make_task()) in prints
+    soft = make_task(); soft.train = replace(soft.train, shares=np.full((16, 2), .5)); prints.add(task_print(soft))
+    softer = make_task(); softer.train = replace(soft.train, shares=np.tile([.9, .1], (16, 1))); prints.add(task_print(softer))
+    assert len(prints) == 6 and task_print(make_task()) in prints
     texts = Task('t', 'texts', ['a', 'b'], *(Split(n, ['x', 'y'], [0, 1], ['0', '1']) for n in ('train', 'valid', 'test')))
     assert task_print(texts) not in prints
+
+
+def test_fingerprints_see_how_texts_are_read():
+    b = load_backbone('pocket-resnet', verbose=False)
+    def read(length, pool): return replace(b, preprocess=SimpleNamespace(settings=dict(length=length)), pool=lambda: pool)
+    assert len({weights_print(x) for x in (b, read(32, 'mean'), read(64, 'mean'), read(32, 'cls'))}) == 4
+
+
+def test_time_left_knows_what_is_done_and_what_it_cost(tmp_path, monkeypatch):
+    "More plans join a finished grid: only their runs are still to do, and what earlier seeds cost is not forgotten."
+    grid(tmp_path, budgets=[4]); calls, real = [], studies._left
+    monkeypatch.setattr(studies, '_left', lambda todo, done: calls.append((len(todo), len(done))) or real(todo, done))
+    grid(tmp_path, budgets=[4], plans=[*PLANS, feature_extraction(1) if PLANS[0].name != 'feature extraction' else replace(feature_extraction(1), name='more')])
+    assert calls == [(2, 2), (1, 5)]
 
 
 def test_time_left_and_progress(capsys, tmp_path):

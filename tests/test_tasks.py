@@ -546,7 +546,7 @@ def test_drawn_domains_and_refusals():
     assert all(not np.array_equal(a, b) for i, a in enumerate(looks) for b in looks[:i])
     refused(lambda: pets(domain='<b>'), "'<b>'", 'natural'); refused(lambda: pets(difficulty=2), 'difficulty')
     refused(lambda: pets(n_train=None), 'n_train')
-    refused(lambda: pets(n_test=1), 'n_test'); refused(lambda: pets(n_valid=10**6), '500,000')
+    refused(lambda: pets(seed=10**6), 'below a million'); refused(lambda: pets(n_test=1), 'n_test'); refused(lambda: pets(n_valid=10**6), '500,000')
     refused(lambda: load_pets('painted'), "'painted'", 'photos')
     refused(lambda: pets(seed=-1), 'seed'); refused(lambda: pets(size=5), 'size'); refused(lambda: pets(n_train=True), 'n_train')
 
@@ -673,3 +673,10 @@ def test_real_folder():
     assert task.counts().to_numpy().tolist() == [[100, 120, 200]] * 2 and task.train.inputs.std() > 40
     assert all(i.startswith('test/') for i in task.test.ids) and all(i.startswith('train/') for i in task.train.ids + task.valid.ids)
     assert len({hashlib.sha256((root/i).read_bytes()).digest() for s in task.splits for i in s.ids}) == 840
+
+
+def test_groups_may_come_as_an_array():
+    "As a column of a table does; and as many as there are examples."
+    s = Split('train', ['a', 'b', 'c'], [0, 1, 0], ['1', '2', '3'], groups=np.array([7, 7, 9]))
+    assert s.subset([2, 0]).groups == [9, 7]
+    with pytest.raises(TaskError, match='2 groups for 3 examples'): Split('train', ['a', 'b', 'c'], [0, 1, 0], ['1', '2', '3'], groups=[1, 2])

@@ -257,11 +257,22 @@ def test_mixup_and_sizes_are_for_pictures(bert):
     with pytest.raises(ValueError, match='sizes of pictures'): train(bert, Plan('p', [Phase(1, 'head', sizes=(32,))]))
     with pytest.raises(ValueError) as e: train(bert, Plan('p', [Phase(1, 'head')], mixup=.2))
     assert 'mixup=0.2' in str(e.value) and str(e.value).endswith('.') and '\n' not in str(e.value)
+    with pytest.raises(ValueError, match='mixup=0.2'): learning_rate_range(model_of(bert), a_task(), Plan('p', [Phase(1, 'head')], mixup=.2))
+
+
+def test_counting_down_never_reaches_the_embeddings_unasked(bert):
+    n = len(model_of(bert).names)
+    with pytest.raises(ValueError, match=f'count down {n - 1} at most, as with stages={n - 1} of'):
+        train(bert, gradual_unfreezing(1, n, last=1, kind='texts', batch=16))
+    model, history = train(bert, gradual_unfreezing(1, n - 1, last=1, kind='texts', batch=16))
+    before = model_of(bert).stages['embeddings'].state_dict()
+    assert same(before, model.stages['embeddings'].state_dict()) and len(history.phases) == n
 
 
 def test_pictures_for_a_network_that_reads(bert):
     from transfer_course.tasks import load_pets
-    with pytest.raises(ValueError, match='list of str'): train(bert, feature_extraction(1), load_pets('drawn', 8, 4, 4, size=32, verbose=False))
+    pets = load_pets('drawn', 8, 4, 4, size=32, verbose=False); pets.classes = ['bad', 'good']
+    with pytest.raises(ValueError, match='list of str'): train(bert, feature_extraction(1), pets)
     pocket = attach_head(load_backbone('pocket-resnet', verbose=False), ['bad', 'good'])
     with pytest.raises(ValueError, match='these are texts'): fit(pocket, a_task(), feature_extraction(1), progress=False)
 

@@ -484,6 +484,37 @@ def test_range_test_stops_where_it_explodes(task):
         with pytest.raises(ValueError, match='0 < low < high'): learning_rate_range(head_on(task), task, from_scratch(1), **wrong)
 
 
+def test_range_test_starts_where_fit_does(task):
+    "A plan from scratch is tried from random weights: what the model had before makes no difference."
+    a, b = head_on(task), head_on(task)
+    with torch.no_grad(): b.stages['layer4'][0].conv1.weight.mul_(3)
+    x, y = (learning_rate_range(m, task, from_scratch(1, batch=8), steps=12).losses for m in (a, b))
+    assert x == y
+    x, y = (learning_rate_range(m, task, feature_extraction(batch=8), low=1e-4, high=1e-2, steps=12).losses for m in (a, b))
+    assert x != y
+
+
+def test_a_head_for_other_classes_is_refused(task):
+    "Before an hour of training, not after it, and never in silence: other names, another order, too few or too many."
+    for classes in (['light', 'dark'], ['dark'], ['dark', 'light', 'gray'], ['cat', 'dog']):
+        m = attach_head(load_backbone('pocket-resnet', pretrained=False, verbose=False), classes); before = state(m)
+        for call in (lambda m=m: fit(m, task, feature_extraction(1), progress=False), lambda m=m: learning_rate_range(m, task, feature_extraction(1))):
+            with pytest.raises(ValueError, match='make the head for this task'): call()
+        assert moved(before, state(m)) == set()
+
+
+def test_an_interrupt_before_the_first_epoch_leaves_a_history_that_draws(task, model):
+    h = History(feature_extraction(2)); assert list(h.table.columns)[:2] == ['epoch', 'phase'] and h.plot().axes and h._repr_html_() and len(h.rates) == 0
+
+
+def test_validation_features_that_would_not_fit_are_not_kept(task, model):
+    freeze_until(model, 'layer1'); times = 1 + 501 // len(task.valid)
+    many = Split('valid', np.tile(task.valid.inputs, (times, 1, 1, 1)), np.tile(task.valid.labels, times), list(range(len(task.valid) * times)))
+    cut, kept = training._examined(model, many, 'layer1', None); assert cut == 'layer1' and torch.is_tensor(kept) and len(kept) == len(many)
+    start, raw = training._examined(model, many, 'layer1', None, limit=kept.nbytes - 1); assert start is None and raw is many.inputs
+    assert torch.allclose(training.run(model, raw, start=start), training.run(model, kept, start=cut), atol=1e-2)
+
+
 # Killed, and resumed to the same bits
 
 STATES = dict(batch=8, schedule='one-cycle', dropout=.3, mixup=.3, average=.9, patience=2)   # everything that has a state
@@ -585,6 +616,8 @@ def test_a_checkpoint_of_another_fit_is_refused(task, tmp_path, monkeypatch, und
     labels = task.valid.labels.copy(); labels[0] = 1 - labels[0]
     refused('plan', plan=other); refused('seed', seed=4); refused('model', model=head_on(task, seed=1)); refused('plan and another seed', plan=other, seed=1)
     refused('data', task=Task('t', 'pictures', task.classes, task.train, Split('valid', task.valid.inputs, labels, task.valid.ids), task.test))
+    dropping = head_on(task); dropping.stages['head'].dropout.p = .5; refused('model', model=dropping)          # no tensor tells
+    prepared = head_on(task); prepared.preprocess = type(prepared.preprocess)(mean=(.5, .5, .5)); refused('model', model=prepared)
     pictures = task.train.inputs.copy(); pictures[3, 5, 5, 0] ^= 1
     refused('data', task=Task('t', 'pictures', task.classes, Split('train', pictures, task.train.labels, task.train.ids), task.valid, task.test))
     assert is_same(resumed(task, path), undisturbed)

@@ -20,12 +20,19 @@ from .freezing import stage_index
 from .training import feature_extraction, fine_tuning, from_scratch, gradual_unfreezing
 
 # %% ../nbs/09_cats_and_dogs.ipynb #236c1a98
+def _seen(preprocess, h, w):
+    "Rows and columns in the middle of a picture that a backbone looks at: torchvision's presets resize the shorter side and crop a square."
+    resize, crop = (getattr(getattr(preprocess, 'transforms', None), k, None) for k in ('resize_size', 'crop_size'))
+    if not resize or not crop: return h, w
+    side = round(min(h, w) * crop[0] / resize[0])
+    return min(h, side), min(w, side)
+
 def grad_cam(
     model,          # StagedModel on pictures
     pictures,       # uint8 [n, h, w, 3]
     stage='layer3', # stage whose output is explained, by name or number; its output is [n, maps, h, w]
     target=None,    # classes to explain, a name or n numbers; None: the one that the model answers
-):                  # float32 [n, h, w], 0 to 1: how much each place speaks for the class
+):                  # float32 [n, h, w], 0 to 1: how much each place speaks for the class; 0 where a backbone that crops did not look
     """Show where a class is seen (Selvaraju et al. 2017, equations 1 and 2). Weights, gradients and modes stay as they were.
 
     Raises ValueError where the stage's output is no picture, or the class is unknown."""
@@ -46,7 +53,9 @@ def grad_cam(
     finally:
         for m, mode in modes: m.training = mode
     heat = F.relu((slope.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)).detach()
-    heat = F.interpolate(heat, pictures.shape[1:3], mode='bilinear', align_corners=False)[:, 0]
+    (h, w), (rows, cols) = pictures.shape[1:3], _seen(model.preprocess, *pictures.shape[1:3])
+    heat = F.interpolate(heat, (rows, cols), mode='bilinear', align_corners=False)[:, 0]
+    top, left = (h - rows) // 2, (w - cols) // 2; heat = F.pad(heat, (left, w - cols - left, top, h - rows - top))
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
 
 # %% ../nbs/09_cats_and_dogs.ipynb #22b05e0e

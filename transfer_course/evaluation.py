@@ -196,16 +196,23 @@ class _Figures:
 # %% ../nbs/08_is_it_better.ipynb #c4c86b41
 class _Mistakes:
     "The wrong answers of a report, as a table and as pictures or texts."
+    def _source(self, split):
+        "The split whose examples are shown. Raises EvaluationError for one that is not the report's."
+        source = split or self.examples
+        if split is not None and (len(split) != len(self.labels) or self.ids and list(map(str, split.ids)) != list(map(str, self.ids))):
+            raise EvaluationError(f'This split is not the one of the report ({self.split!r}); give the split it was measured on.')
+        return source
+
     def mistakes(self,
         n=8,         # how many at most
         split=None,  # the Split, for a report that was loaded from a file
     ):               # DataFrame: row, id, truth, prediction, confidence, and the text where there is one
-        "List the most confident wrong answers, the worst first."
+        "List the most confident wrong answers, the worst first. Raises EvaluationError for a split that is not the report's."
         hits, named = self.hits, lambda labels: [str(self.classes[k]) for k in labels]
         rows = [int(i) for i in np.argsort(-self.confidence, kind='stable') if not hits[i]][:n]
         table = pd.DataFrame(dict(row=rows, id=[str(self.ids[i] if self.ids else i) for i in rows], truth=named(self.labels[rows]) if rows else [],
                                   prediction=named(self.predictions[rows]) if rows else [], confidence=self.confidence[rows] if rows else []))
-        source = split or self.examples
+        source = self._source(split)
         if rows and source is not None and isinstance(inputs := source.subset(rows).inputs, list): table['text'] = inputs
         return table
 
@@ -214,11 +221,9 @@ class _Mistakes:
         cols=8,      # pictures a row
         split=None,  # the Split, for a report that was loaded from a file
     ):               # matplotlib Figure
-        "Draw the most confident wrong answers: pictures or texts. Raises EvaluationError where there is nothing to draw them from."
-        source, t = split or self.examples, self.mistakes(n)
+        "Draw the most confident wrong answers: pictures or texts. Raises EvaluationError where there is nothing to draw from, or another split."
+        source, t = self._source(split), self.mistakes(n, split)
         if source is None: raise EvaluationError('A report from a file has no pictures or texts; give the split: report.show_mistakes(split=task.test).')
-        if list(source.ids) != self.ids:
-            raise EvaluationError(f'This split is not the one of the report ({self.split!r}); give the split it was measured on.')
         title = f'The {len(t)} most confident mistakes on {self.split}' if len(t) else f'No mistakes on {self.split}'
         says = [f'{short(r.truth, 14)}, called\n{short(r.prediction, 14)} ({r.confidence:.0%})' for r in t.itertuples()]
         if len(t) and 'text' not in t and source is not None and not isinstance(inputs := source.subset(t.row.tolist()).inputs, list):
@@ -284,7 +289,10 @@ class Report(_Figures, _Mistakes, _Drawings, Shown):
         self.labels, self.probabilities = np.asarray(self.labels), np.asarray(self.probabilities)
         if self.labels.size and self.labels.dtype.kind not in 'iub':
             raise EvaluationError(f'The labels of {self.split!r} are no whole numbers; give 0 for the first class.')
+        if self.groups is not None: self.groups = list(self.groups)
         _checked(self.split, self.classes, self.labels, self.probabilities, self.ids)
+        if self.groups and len(self.groups) != len(self.labels):
+            raise EvaluationError(f'{self.split!r} has {len(self.groups)} groups for {len(self.labels)} examples; give one key for each.')
 
     def __repr__(self):
         low, high = self.interval

@@ -42,10 +42,11 @@ def _digest(*parts):
     return digest.hexdigest()[:16]
 
 def _split_print(split, few=8):
-    "Digest of all ids, labels and groups, and of a few whole examples."
+    "Digest of all ids, labels, soft labels and groups, and of a few whole examples."
     rows = np.unique(np.linspace(0, len(split) - 1, min(few, len(split))).astype(int)); inputs = split.subset(rows).inputs
     inputs = inputs if isinstance(inputs, list) else [str(inputs.shape), np.ascontiguousarray(inputs).tobytes()]
-    return _digest(*split.ids, split.labels.tobytes(), split.groups, *inputs)
+    soft = [] if split.shares is None else [split.shares.tobytes()]
+    return _digest(*split.ids, split.labels.tobytes(), split.groups, *inputs, *soft)
 
 def task_print(
     task,  # Task
@@ -56,9 +57,10 @@ def task_print(
 def weights_print(
     backbone, # Backbone
 ):            # str
-    "Fingerprint of every weight and buffer of a backbone."
+    "Fingerprint of every weight and buffer of a backbone, and of how it reads and pools texts."
     from transfer_course.backstage.feature_files import hashed
-    return _digest(backbone.name, hashed(backbone.stages.state_dict()))
+    reads = [backbone.preprocess.settings, backbone.pool()] if hasattr(backbone.preprocess, 'settings') else []
+    return _digest(backbone.name, hashed(backbone.stages.state_dict()), *reads)
 
 # %% ../nbs/08b_studies.ipynb #3c0e8176
 FORMAT = 'transfer_course run 1'
@@ -138,6 +140,12 @@ def _trained(job, part, backbone, device):
     if 'keyboard' in history.stopped: raise KeyboardInterrupt
     return model, history
 
+def _numbered(groups):
+    "Groups as numbers, or None where no two examples belong together."
+    if groups is None: return None
+    keys, numbers = np.unique([str(g) for g in groups], return_inverse=True)
+    return numbers.tolist() if len(keys) < len(numbers) else None
+
 def _do(job, part, backbone, folder, device):
     "Do one run: train, read the test split once, keep the answers. Gives the record."
     model, history = _trained(job, part, backbone, device)
@@ -146,7 +154,7 @@ def _do(job, part, backbone, folder, device):
     record = dict(format=FORMAT, plan=job.plan.name, how=repr(job.plan), budget=job.budget, seed=job.seed, accuracy=report.accuracy,
                   macro_f1=float(report.table.loc['macro mean', 'f1']), ece=report.ece, valid_accuracy=last.get('valid_accuracy'),
                   epochs=len(history.rows), seconds=history.seconds, predictions=report.predictions.tolist(), labels=report.labels.tolist(),
-                  test=_digest(*part.test.ids, part.test.labels.tobytes()), key=job.key)
+                  test=_digest(*part.test.ids, part.test.labels.tobytes()), groups=_numbered(part.test.groups), key=job.key)
     write_json(folder/f'{job.name}.json', record)
     return record
 
@@ -181,11 +189,12 @@ def _scaled(plan, trial, seconds):
     return replace(plan, phases=[replace(p, epochs=max(1, round(times * p.epochs))) for p in plan.phases])
 
 # %% ../nbs/08b_studies.ipynb #d01111c4
-def _over_both(hits):
-    "Mean difference of answers [seeds, examples] and its 95% interval for other seeds and other examples; never narrower than over seeds alone."
+def _over_both(hits, groups=None):
+    "Mean difference of answers [seeds, examples] and its 95% interval for other seeds and other `groups` of examples; never narrower than over seeds."
     from scipy.stats import t
-    k, n = hits.shape; seeds, examples = hits.mean(1).var(ddof=1) / k, hits.mean(0).var(ddof=1) / n
-    half, mean = t.ppf(.975, k - 1) * sqrt(seeds + examples), hits.mean()
+    k, n = hits.shape; mean = hits.mean()
+    sums = np.bincount(np.arange(n) if groups is None else groups, hits.mean(0) - mean); g = len(sums)     # of each group; examples are groups of one
+    half = t.ppf(.975, k - 1) * sqrt(hits.mean(1).var(ddof=1) / k + (sums**2).sum() * g / max(1, g - 1) / n**2)
     return mean, mean - half, mean + half
 
 # %% ../nbs/08b_studies.ipynb #96f88a29
@@ -204,7 +213,9 @@ def _say(a, b, budget, metric, value, low, high, seeds, over):
     "Put a paired comparison into words."
     x, y = (short(n, 40) for n in (a, b)); points = f'points of {WORDS[metric]}'
     figures = f'({100 * low:+.1f} to {100 * high:+.1f}, 95% interval over {seeds} paired {over})'
-    if low > 0: text = f'With {budget} labels, {x} is ahead of {y} by {100 * value:.1f} {points} {figures}.'
+    if metric == 'ece' and (low > 0 or high < 0):      # less is better
+        text = f'With {budget} labels, {x} has {100 * abs(value):.1f} {points} {"more" if low > 0 else "less"} than {y} {figures}.'
+    elif low > 0: text = f'With {budget} labels, {x} is ahead of {y} by {100 * value:.1f} {points} {figures}.'
     elif high < 0: text = f'With {budget} labels, {x} is behind {y} by {-100 * value:.1f} {points} {figures}.'
     else:
         text = (f'With {budget} labels there is no detectable difference between {x} and {y}: {100 * value:+.1f} {points} {figures}; '
@@ -255,6 +266,12 @@ class Study(Shown):
     def budgets(self): return sorted(self.asked['budgets'])
     @property
     def missing(self): return len(self.plans) * len(self.budgets) * len(self.asked['seeds']) - len(self.runs)
+
+    @property
+    def terms(self):
+        "On which terms plans are compared, in words."
+        alike = len({r['epochs'] for r in self.runs}) < 2
+        return 'equal seconds' if self.asked['equal'] == 'seconds' else 'equal epochs' if alike else 'epochs as written'
 
     def table(self):  # DataFrame: plan, budget, seed, accuracy, macro_f1, ece, valid_accuracy, epochs, seconds, how
         "List the runs, one a row, in the order of the grid."
@@ -308,7 +325,7 @@ class Study(Shown):
             raise StudyError(f"A verdict on {metric} can't be taken over {over!r}; choose 'seeds', or for accuracy 'seeds and examples'.")
         a, b, x, y = self._pairs(a, b, budget); self._known(metric)
         if over == 'seeds': figures = mean_interval([r[metric] - s[metric] for r, s in zip(x, y)])
-        else: figures = _over_both(self._hits(x).astype(float) - self._hits(y))
+        else: figures = _over_both(self._hits(x).astype(float) - self._hits(y), x[0].get('groups'))
         return _say(a, b, budget, metric, *map(float, figures), len(x), over)
 
     def crossover(self,
@@ -316,6 +333,7 @@ class Study(Shown):
         metric='accuracy', # or macro_f1
     ):                     # Verdict: a sentence, with `at` (labels) and `between` (pairs of budgets with detectable leads)
         "Say from how many labels on the other plan is ahead. Raises StudyError below two budgets."
+        if metric == 'ece': raise StudyError('A crossover is told for what is better where it is more; choose accuracy or macro_f1.')
         if len(self.budgets) < 2: raise StudyError('One budget is a point, not a curve; add a second budget.')
         verdicts = [self.verdict(a, b, n, metric) for n in self.budgets]
         return _tell_crossing(verdicts[0].a, verdicts[0].b, self.budgets, verdicts)
@@ -328,7 +346,7 @@ class Study(Shown):
             ax.plot(r.budget, 100 * r['mean'], marker=mark, color=colors[name], linestyle=('-', '--', '-.', ':')[i % 4],
                     label=short(name, 40).replace('$', r'\$'))
             if r.low.notna().any(): ax.fill_between(r.budget, 100 * r.low, 100 * r.high, color=colors[name], alpha=.18, lw=0)
-        title = f'{short(self.asked["task"], 40)}, {short(self.asked["backbone"], 30)}: equal {self.asked["equal"]}'.replace('$', r'\$')
+        title = f'{short(self.asked["task"], 40)}, {short(self.asked["backbone"], 30)}: {self.terms}'.replace('$', r'\$')
         low, high = (min(t.seeds), max(t.seeds)) if len(t) else (0, 0)
         seeds = 'one seed' if high == 1 else f'mean of {low if low == high else f"{low} to {high}"} seeds, 95% band'
         ax.set(title=f'{title}\n{seeds}', xscale='log', xlabel='training labels', ylabel=f'{WORDS[metric]} (%)',
@@ -347,7 +365,7 @@ class Study(Shown):
     def __repr__(self):
         done = f'{len(self.runs)} of {len(self.runs) + self.missing} runs' if self.missing else f'{len(self.runs)} runs'
         return (f'Study of {short(self.asked["task"], 60)} with {short(self.asked["backbone"], 40)}: {done} '
-                f'({len(self.plans)} plans, {len(self.budgets)} budgets, {len(self.asked["seeds"])} seeds), equal {self.asked["equal"]}; '
+                f'({len(self.plans)} plans, {len(self.budgets)} budgets, {len(self.asked["seeds"])} seeds), {self.terms}; '
                 f'the test split was read {self.test_reads} times')
 
     def _wide(self):
@@ -363,9 +381,10 @@ class Study(Shown):
     def save(self,
         path, # one file for the whole study
     ):        # Path
-        "Keep the study in one JSON file; labels of a test split are stored once."
-        tests = {r['test']: r['labels'] for r in self.runs}; runs = [{k: v for k, v in r.items() if k not in ('labels', 'key')} for r in self.runs]
-        return write_json(path, dict(format=STUDY, asked=self.asked, test_reads=self.test_reads, tests=tests, runs=runs))
+        "Keep the study in one JSON file; labels and groups of a test split are stored once."
+        tests, groups = ({r['test']: r[k] for r in self.runs if r.get(k) is not None} for k in ('labels', 'groups'))
+        runs = [{k: v for k, v in r.items() if k not in ('labels', 'groups', 'key')} for r in self.runs]
+        return write_json(path, dict(format=STUDY, asked=self.asked, test_reads=self.test_reads, tests=tests, groups=groups, runs=runs))
 
     @classmethod
     def load(cls,
@@ -379,7 +398,7 @@ class Study(Shown):
             return _collect(path, grid)
         if not path.is_file(): raise StudyError(f'There is no study {str(path)!r}; check the path.')
         if (s := _read(path, STUDY)) is None: raise StudyError(f'{str(path)!r} is no study of this course, or it is cut short; save it anew with study.save.')
-        return cls([r | dict(labels=s['tests'][r['test']]) for r in s['runs']], s['asked'], s['test_reads'])
+        return cls([r | dict(labels=s['tests'][r['test']], groups=s.get('groups', {}).get(r['test'])) for r in s['runs']], s['asked'], s['test_reads'])
 
 def _collect(folder, grid):
     "The Study of a grid, as far as its runs are on disk."
@@ -453,7 +472,7 @@ def compare(
     plans, budgets, seeds = _checked_grid(first, plans, budgets, seeds, equal, seconds)
     network = load_backbone(backbone, verbose=False) if isinstance(backbone, str) else backbone; weights = weights_print(network)
     asked = dict(task=first.name, backbone=network.name, plans={p.name: repr(p) for p in plans}, budgets=budgets, seeds=seeds, equal=equal, seconds=seconds)
-    grid, prints = dict(format=STUDY, asked=asked, names=[]), {}
+    grid, prints, done = dict(format=STUDY, asked=asked, names=[]), {}, []
     for litter in folder.glob('.*.part'):                # of processes that were killed while writing
         if time.time() - litter.stat().st_mtime > _Claim.silence: litter.unlink(missing_ok=True)
     bar = tqdm(total=len(plans) * len(budgets) * len(seeds), disable=not progress, bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} runs{postfix}')
@@ -466,7 +485,8 @@ def compare(
             now = make_task(seed) if make_task and i else first; prints[seed] = task_print(now)
             known = prints if make_task else dict.fromkeys(seeds, prints[seed])
             grid['names'] = [j.name for s, x in known.items() for j in jobs_of(s, x)]; _keep_grid(folder, grid)
-            _work(jobs_of(seed, prints[seed]), jobs_of(seed, '') * (len(seeds) - 1 - i), now, network, folder, device, bar)
+            later = [j for s in seeds[i + 1:] for j in jobs_of(s, '' if make_task else prints[seed]) if not (folder/f'{j.name}.json').is_file()]
+            _work(jobs_of(seed, prints[seed]), later, now, network, folder, device, bar, done)
     except KeyboardInterrupt: pass
     finally: bar.close()
     return _collect(folder, grid)
@@ -476,9 +496,9 @@ def _keep_grid(folder, grid):
     old = _read(folder/'grid.json', STUDY)
     if not old or old['asked'] != json.loads(json.dumps(grid['asked'])) or not set(grid['names']) <= set(old['names']): write_json(folder/'grid.json', grid)
 
-def _work(jobs, later, task, backbone, folder, device, bar):
-    "Do every job that neither is done nor belongs to another process; come back until all are done."
-    done, todo = [], list(jobs)
+def _work(jobs, later, task, backbone, folder, device, bar, done):
+    "Do every job that neither is done nor belongs to another process, and add its record to `done`; come back until all are done."
+    todo = sorted(jobs, key=lambda j: not (folder/f'{j.name}.json').is_file())     # what is done first, so that the time left is that of the others
     if not all((folder/f'{j.name}.json').is_file() for j in jobs): _ = task.train.inputs   # made once, not anew for each budget
     while todo:
         before = len(todo)

@@ -70,6 +70,10 @@ class Split:
         self.labels, self.ids, self.extra = np.asarray(self.labels, np.int64), list(self.ids), dict(self.extra or {})
         if len(self.labels) != len(self.ids):
             raise TaskError(f'{self.name} has {len(self.labels)} labels and {len(self.ids)} ids: give one of each for an example.')
+        if self.groups is not None:
+            self.groups = list(self.groups)
+            if len(self.groups) != len(self.ids):
+                raise TaskError(f'{self.name} has {len(self.groups)} groups for {len(self.ids)} examples: give one key for each.')
         if self.shares is None: return
         self.shares = np.asarray(self.shares, np.float32)
         if self.shares.ndim != 2 or len(self.shares) != len(self) or not np.allclose(self.shares.sum(1), 1, atol=1e-3) or self.shares.min(initial=0) < 0:
@@ -204,7 +208,8 @@ def _drawn(n_train, n_valid, n_test, size, seed, domain, difficulty, verbose):
     for part, n in sizes.items():
         whole(f'n_{part}', n, len(CLASSES), 'at least one a class, and drawings have no end')
         if n > 500_000: raise TaskError(f'n_{part} is {n:,}, and a split has at most 500,000 drawings: ask for fewer.')
-    starts = dict(train=seed * 10**6, valid=seed * 10**6 + 500_000, test=10**12)   # no two ranges meet while seed is below a million
+    if seed >= 10**6: raise TaskError(f'seed is {seed}: give a number below a million, since drawings of the test split begin there.')
+    starts = dict(train=seed * 10**6, valid=seed * 10**6 + 500_000, test=10**12)   # no two ranges meet
     warn_memory(sum(sizes.values()), size)
     def part(name, n):
         numbers, labels = starts[name] + np.arange(n), np.arange(n) % len(CLASSES)

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 
 from .backbones import StagedModel, TextInput
 from .backstage.assets import remove_parts, replace_file, write_json
-from .backstage.feature_files import Tokens, each, hashed, hashed_data
+from .backstage.feature_files import Tokens, described, each, hashed, hashed_data
 from .backstage.plots import OKABE_ITO
 from .backstage.text_models import dropout_for, like_lengths
 from .features import autocast, best_device, caching_pays, run, take
@@ -201,7 +201,9 @@ class History:
     kept: int = 0       # epoch after which the model had the weights it has now
 
     @property
-    def table(self): return pd.DataFrame([{k: v for k, v in r.items() if k != 'rates'} for r in self.rows])
+    def table(self):
+        rows = [{k: v for k, v in r.items() if k != 'rates'} for r in self.rows]
+        return pd.DataFrame(rows, columns=None if rows else ['epoch', 'phase', 'cut', 'train_loss', 'valid_loss', 'valid_accuracy', 'lr', 'seconds'])
 
     @property
     def rates(self):
@@ -297,6 +299,13 @@ def _aims(split):
 def _below(model, split, cut, kept):
     "What the frozen stages make of a split: from the cache that was given, or computed now."
     return run(model, split.inputs, stop=cut) if kept is None else kept.features(model, split, cut, progress=False)
+
+def _examined(model, split, cut, kept, limit=2 << 30):
+    "What validation starts from, (stage, inputs): features of the frozen part, or the examples anew in each epoch where those take more than `limit` bytes."
+    if kept is None and len(split) > 500:
+        few = run(model, split.subset(slice(2)).inputs, stop=cut)
+        if torch.is_tensor(few) and few.nbytes / 2 * len(split) > limit: return None, split.inputs
+    return cut, _below(model, split, cut, kept)
 
 def _deal(inputs, n, batches, generator):
     "Numbers of the examples in each batch of an epoch: never one alone, and texts of like length together."
@@ -400,8 +409,11 @@ def _digest(tensors, *texts):
 def _made_with(model, task, plan, seed):
     "What a checkpoint belongs to: digests of plan, data, seed and model."
     def data(split): return _digest(dict(labels=torch.as_tensor(_aims(split))), hashed_data(split.inputs))
+    made = [*model.names, repr(model.stages), described(model.preprocess)]          # pooling, dropout and preparation have no tensors
     return dict(plan=_digest({}, json.dumps(asdict(plan))), data=_digest({}, data(task.train), data(task.valid), *map(str, task.classes)),
-                seed=str(seed), model=_digest(model.state_dict(), *model.names))
+                seed=str(seed), model=_digest(model.state_dict(), *made))
+
+def _which(device): return [device] if torch.device(device).type == 'cuda' else []       # of several accelerators, the one that trains
 
 class _Checkpoint:
     "The file of one fit: written after every epoch, read at the start, gone at the end."
@@ -414,7 +426,8 @@ class _Checkpoint:
     def write(self, state):
         "Write where the fit stands. A disk that is full is a warning, not the end of the training."
         s, kind = state, torch.device(state.device).type
-        random = {'order': s.generator.get_state(), 'cpu': torch.get_rng_state()} | ({} if kind == 'cpu' else {kind: getattr(torch, kind).get_rng_state()})
+        random = {'order': s.generator.get_state(), 'cpu': torch.get_rng_state()}
+        if kind != 'cpu': random[kind] = getattr(torch, kind).get_rng_state(*_which(s.device))
         groups = dict(model=s.weights(), best=s.best, average=s.average, random=random,
                       optimizer={f'{i}.{k}': v for i, m in s.opt.state_dict()['state'].items() for k, v in m.items()})
         tensors = {f'{g}.{k}': v.detach().cpu().contiguous().clone() for g, vs in groups.items() for k, v in vs.items()}
@@ -451,7 +464,7 @@ class _Checkpoint:
         state.best, state.average = ({k: v.to(state.device) for k, v in parts[g].items()} for g in ('best', 'average'))
         for k, v in parts['optimizer'].items(): state.moments.setdefault(k.partition('.')[0], {})[k.partition('.')[2]] = v
         state.generator.set_state(parts['random'].pop('order')); torch.set_rng_state(parts['random'].pop('cpu'))
-        for kind, v in parts['random'].items(): getattr(torch, kind).set_rng_state(v)
+        for kind, v in parts['random'].items(): getattr(torch, kind).set_rng_state(v, *_which(state.device))
 
     def remove(self):
         for path in (self.path, self.previous): path.unlink(missing_ok=True)
@@ -465,7 +478,7 @@ def _phase(state, task, device, bar, kept=None):
     cut, (once, why) = model.names[stage_index(model, phase.start)], _once(model, plan, phase, task.train.inputs)
     start, inputs, labels, opt = _prepare(model, task, plan, phase, device, once, kept)
     state.enter(opt)
-    valid, truth = _below(model, task.valid, cut, kept if once else None), torch.as_tensor(task.valid.labels)
+    (low, valid), truth = _examined(model, task.valid, cut, kept if once else None), torch.as_tensor(task.valid.labels)
     per_epoch = max(1, len(labels) // plan.batch)
     if cut_off := getattr(model.preprocess, 'cut', 0): why += f'; {cut_off:,} texts were cut after {model.preprocess.length} tokens'
     if len(history.phases) == state.phase:
@@ -481,7 +494,7 @@ def _phase(state, task, device, bar, kept=None):
             total += _step(model, x, y, opt, plan, start, device) * len(rows)
             state.follow(step); bar.update()
         with state.averaged():
-            logits = run(model, valid, start=cut)
+            logits = run(model, valid, start=low)
             loss, hits = F.cross_entropy(logits, truth).item(), (logits.argmax(1) == truth).float().mean().item()
             state.note(loss)
         yield dict(phase=state.phase + 1, cut=cut, train_loss=total / len(labels), valid_loss=loss, valid_accuracy=hits, lr=rates[model.names[-1]],
@@ -513,14 +526,26 @@ def _advice(plan, model):
         raise TrainingError(f'Memory ran out in plan {plan.name!r}: {smaller}{less}, or put the cut higher, '
                             'so that fewer stages train.') from None
 
+def _fits(model, task, plan):
+    "Raise ValueError where head and task, or plan and kind of input, contradict each other."
+    ours, theirs = ([str(c) for c in x.classes] for x in (model, task))
+    if ours != theirs:
+        def told(names): return ', '.join(map(repr, names[:3])) + ', …' * (len(names) > 3)
+        raise ValueError(f'The model answers {told(ours)} and the task asks for {told(theirs)}: make the head for this task, attach_head(backbone, task).')
+    if isinstance(model.preprocess, TextInput): _fits_texts(model, plan)
+
 def _fits_texts(model, plan):
     "Raise ValueError where a plan can't be carried out on texts, and warn of rates that unlearn a pretrained text network."
     if plan.mixup: raise ValueError(f'Plan {plan.name!r} says mixup={plan.mixup}, and texts of unlike length can not be mixed: leave it at 0.')
     if any(p.sizes for p in plan.phases): raise ValueError(f'Plan {plan.name!r} gives sizes of pictures, and these are texts: leave sizes out.')
+    deep = max((-p.start for p in plan.phases if isinstance(p.start, int)), default=0)
+    if deep >= len(model.names):
+        raise ValueError(f'Plan {plan.name!r} thaws {deep} stages from the head down, but {model.backbone} has {len(model.names)}, and the lowest holds its '
+                         f'tables of tokens: count down {len(model.names) - 1} at most, as with stages={len(model.names) - 1} of gradual_unfreezing.')
     fast = max((p.lr * p.decay for p in plan.phases if stage_index(model, p.start) < len(model.names) - 1), default=0)
     if plan.pretrained and fast > 3e-4:
         warnings.warn(f"Plan {plan.name!r} trains layers of {model.backbone} at up to {fast:.2g}, which suits pictures and makes a text network forget: "
-                      f"rates near {usual('texts')['lr']:.0e} keep what it knows, as fine_tuning(kind='texts') has them.", stacklevel=3)
+                      f"rates near {usual('texts')['lr']:.0e} keep what it knows, as fine_tuning(kind='texts') has them.", stacklevel=4)
 
 # %% ../nbs/07_fine_tuning.ipynb #a7c0e102
 def _watchers(watch):
@@ -552,12 +577,12 @@ def fit(
     The same seed on the same machine gives the same weights, bit for bit, also after a kill, and whoever watches.
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
-    longer a number, memory runs out, or the checkpoint is of another fit; ValueError where the plan contradicts itself; TypeError for what is no
-    plan, or has no head."""
+    longer a number, memory runs out, or the checkpoint is of another fit; ValueError where plan, task and the classes of the head contradict each
+    other; TypeError for what is no plan, or has no head."""
     if not isinstance(plan, Plan): raise TypeError(f'plan is {plan!r:.60}; give a Plan, for example fine_tuning(), with its brackets.')
     if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
     for phase in plan.phases: _once(model, plan, phase)
-    if isinstance(model.preprocess, TextInput): _fits_texts(model, plan)
+    _fits(model, task, plan)
     watch = _watchers(watch)
     if not plan.pretrained: model.randomize_(seed)
     saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None
@@ -625,9 +650,11 @@ def learning_rate_range(
 ):                 # RateRange
     """Raise the learning rate from step to step and record the loss (Smith 2017, section 3.3).
 
-    Stops where the smoothed loss is four times its lowest or no number. Raises ValueError for rates or steps that make no range."""
+    Stops where the smoothed loss is four times its lowest or no number. Raises ValueError for rates or steps that make no range, and for what `fit` refuses."""
     if not 0 < low < high or steps < 10: raise ValueError(f'A range test needs 0 < low < high and 10 or more steps, but got {low}, {high} and {steps}.')
+    _fits(model, task, plan)
     phase, model, device, generator = plan.phases[phase], copy.deepcopy(model), device or best_device(), torch.Generator().manual_seed(seed)
+    if not plan.pretrained: model.randomize_(seed)
     model.to(device, memory_format=torch.channels_last)
     result, mean, rows = RateRange([], [], []), 0., iter(())
     with torch.random.fork_rng(), _dropout(model, plan.dropout), _advice(plan, model):

@@ -284,13 +284,15 @@ class InFile(InMemory):
 def _raw(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 def hashed(x, digest=None):
-    "SHA-256 of a tensor, an array, texts, or a dict of such: types, shapes and bytes."
+    "SHA-256 of a tensor, an array, a text, or a list or dict of such: types, shapes and bytes."
     digest = digest or hashlib.sha256()
     if isinstance(x, Mapping):
         for k in sorted(x): digest.update(f'{k}:'.encode()); hashed(x[k], digest)
     elif torch.is_tensor(x): digest.update(f'{x.dtype}{list(x.shape)}'.encode()); digest.update(_raw(x))
     elif isinstance(x, (list, tuple)):
-        for text in x: digest.update(f'{len(raw := str(text).encode("utf-8", "surrogatepass"))}:'.encode()); digest.update(raw)
+        for item in x:                                   # large arrays are printed in part, so they are hashed
+            raw = (hashed(item) if torch.is_tensor(item) or isinstance(item, np.ndarray) else str(item)).encode('utf-8', 'surrogatepass')
+            digest.update(f'{len(raw)}:'.encode()); digest.update(raw)
     else: x = np.ascontiguousarray(x); digest.update(f'{x.dtype}{list(x.shape)}'.encode()); digest.update(x.view(np.uint8) if x.ndim else x.tobytes())
     return digest.hexdigest()
 

@@ -14,7 +14,7 @@ def fast_bf16(
 ):          # bool
     "Has `device` instructions for products of bf16 matrices?"
     kind = torch.device(device).type
-    return bool(torch.cuda.is_bf16_supported() if kind == 'cuda' else kind == 'cpu' and (
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False) if kind == 'cuda' else kind == 'cpu' and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()))
 
 def autocast(
