@@ -42,7 +42,7 @@ pretrain:
 
 # The peers live beside the course in an environment of their own, so that they can't disturb the one the lessons run in.
 bench:
-	@VENV=.venv-bench $(SETUP) learn
+	@COURSE_VENV=.venv-bench $(SETUP) learn
 	@cmp -s benchmarks/requirements.txt .venv-bench/.peers || { \
 	  echo "Installing the peers into .venv-bench (log: .venv-bench/peers.log)"; \
 	  .venv-bench/bin/python -m pip install --quiet -r benchmarks/requirements.txt >.venv-bench/peers.log 2>&1 \

@@ -287,6 +287,14 @@ class TestSetup:
         assert done.returncode == 1 and 'apt-get install python3.' in done.stderr and 'ensurepip' in done.stderr
         assert not (tmp_path/'.venv').exists()
 
+    def test_a_folder_that_is_no_environment_is_not_removed(self, tmp_path):
+        mine = tmp_path/'project'; mine.mkdir(); (mine/'thesis.txt').write_text('years')
+        done = setup(tmp_path, COURSE_VENV=str(mine))
+        assert done.returncode == 1 and 'is no virtual environment' in done.stderr and (mine/'thesis.txt').read_text() == 'years'
+        broken = self.python(tmp_path, 'if [ "$2" = venv ]; then echo no; exit 1; fi')
+        done = setup(tmp_path, VENV=str(mine), PYTHON=broken)                   # a word of other projects is not ours
+        assert 'venv module is missing' in done.stderr and (mine/'thesis.txt').exists()
+
     def test_second_call_is_instant(self, tmp_path):
         import sys
         (tmp_path/'.venv'/'bin').mkdir(parents=True)

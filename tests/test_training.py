@@ -1,6 +1,7 @@
 "Freezing, training and evaluation keep their promises on small tasks."
 import copy
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -501,6 +502,16 @@ def test_a_head_for_other_classes_is_refused(task):
         for call in (lambda m=m: fit(m, task, feature_extraction(1), progress=False), lambda m=m: learning_rate_range(m, task, feature_extraction(1))):
             with pytest.raises(ValueError, match='make the head for this task'): call()
         assert moved(before, state(m)) == set()
+
+
+@pytest.mark.parametrize('plan', [Plan('p', [Phase(2, -1, lr=-1e-3)]), Plan('p', [Phase(2, -1, lr=0)]), fine_tuning(1, lr=0.),
+    Plan('p', [Phase(0)]), Plan('p', [Phase(1.5)]), Plan('p', [Phase(1), Phase(1, -1, decay=0)]),
+    Plan('p', [Phase(1)], smoothing=2), Plan('p', [Phase(1)], batch=0), Plan('p', [Phase(1)], weight_decay=-1),
+    Plan('p', [Phase(1, -1, math.nan)]), Plan('p', [Phase(1)], crop=0), Plan('p', [Phase(1)], clip=0), from_scratch(1, lr=0)], ids=repr)
+def test_numbers_that_can_not_be_meant_are_refused_before_training(task, model, plan):
+    before = state(model)
+    with pytest.raises(ValueError, match='can not be meant'): fit(model, task, plan, progress=False)
+    assert moved(before, state(model)) == set()
 
 
 def test_an_interrupt_before_the_first_epoch_leaves_a_history_that_draws(task, model):

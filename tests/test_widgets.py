@@ -183,6 +183,19 @@ def test_norms(explorer):
     assert not FreezeExplorer(reader()[0]).view['norms'], 'no BatchNorm, no such switch'
 
 
+def test_what_other_code_changed_is_told_anew(explorer):
+    "After freezing outside of the explorer: no old gradients, no pressed plan, the true switch, and lines that do the same."
+    explorer.preset('fine-tuning', 2)
+    if explorer.task is not None: explorer.gradients()
+    freeze_until(explorer.model, 'body', statistics='keep')
+    assert "statistics='keep'" in explorer.code() and explorer.view['statistics'] == 'keep', 'asked for code, it looks first'
+    assert not any(p['on'] for x in explorer.view['plans'] for p in x['phases']) and not any(r['gradient'] for r in explorer.view['rows'])
+    freeze_until(explorer.model, 'body'); explorer.twin(); assert explorer.view['statistics'] == 'adapt' and 'keep' not in explorer.code()
+    explorer.preset('fine-tuning', 2); explorer.model.eval(); explorer.twin()
+    assert any(p['on'] for x in explorer.view['plans'] for p in x['phases']), 'inference mode is no other freezing'
+    freeze_until(explorer.model, 'head', statistics='keep'); assert FreezeExplorer(explorer.model).statistics in ('adapt', 'keep')
+
+
 def test_undo_goes_all_the_way_back(explorer):
     freeze_until(explorer.model, 'body'); explorer.refresh()
     seen = [state(explorer.model)]

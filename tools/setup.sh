@@ -1,11 +1,11 @@
 #!/bin/sh
 # Make .venv and install the course into it; does nothing where that is done.
 #   sh tools/setup.sh [learn|dev]      dev also installs what the tests need
-# PYTHON=/path/to/python chooses the Python; VENV=folder chooses another place.
+# PYTHON=/path/to/python chooses the Python; COURSE_VENV=folder chooses another place.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 what=${1:-learn}
-venv=${VENV:-.venv}
+venv=${COURSE_VENV:-.venv}
 stamp=$venv/.installed-$what
 wanted=$(cat settings.ini setup.py pyproject.toml | cksum)
 
@@ -21,6 +21,10 @@ if ! fits "$venv/bin/python"; then
     done
     if [ -z "$python" ]; then
         say "The course needs Python 3.10 or newer, and ${PYTHON:-python3} is $(${PYTHON:-python3} -V 2>&1 || echo missing). Install a newer one, or name it: make $what PYTHON=/path/to/python3.12"
+        exit 1
+    fi
+    if [ -e "$venv" ] && [ ! -f "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" 2>/dev/null)" ]; then
+        say "$venv is there and is no virtual environment: move it away, or choose another place with COURSE_VENV=folder."
         exit 1
     fi
     rm -rf "$venv"

@@ -211,6 +211,7 @@ WORDS = dict(accuracy='accuracy', macro_f1='macro F1', ece='calibration error', 
 
 def _say(a, b, budget, metric, value, low, high, seeds, over):
     "Put a paired comparison into words."
+    value, low, high = (round(v, 9) for v in (value, low, high))      # the same figures in any order of summing
     x, y = (short(n, 40) for n in (a, b)); points = f'points of {WORDS[metric]}'
     figures = f'({100 * low:+.1f} to {100 * high:+.1f}, 95% interval over {seeds} paired {over})'
     if metric == 'ece' and (low > 0 or high < 0):      # less is better

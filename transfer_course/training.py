@@ -114,7 +114,7 @@ def usual(
 # %% ../nbs/07_fine_tuning.ipynb #db8ddd89
 def from_scratch(epochs=20, lr=None, kind='pictures', **options):
     "Train everything from random weights: the baseline of every claim. `kind` is that of the task; `options` are fields of `Plan`."
-    return Plan('from scratch', [Phase(epochs, None, lr or usual(kind)['scratch'])], pretrained=False, **options)
+    return Plan('from scratch', [Phase(epochs, None, usual(kind)['scratch'] if lr is None else lr)], pretrained=False, **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #1fb1b483
 def feature_extraction(epochs=40, lr=3e-3, augment=False, kind='pictures', **options):
@@ -127,10 +127,10 @@ def fine_tuning(epochs=None, lr=None, decay=None, start='usual', head_epochs=Non
     """Train the head first, so that its random start wrecks nothing, then all from `start` up, slower towards the input.
 
     What is left out is as `usual` for the `kind` of the task. Texts need no head start: at their rates a random head wrecks nothing."""
-    u = usual(kind)
+    u = usual(kind); lr, decay = u['lr'] if lr is None else lr, u['decay'] if decay is None else decay
     head_epochs = u['head_epochs'] if head_epochs is None else head_epochs
     first = [Phase(head_epochs, -1, 1e-2, augment=False)] if head_epochs else []
-    last = Phase(u['epochs'] if epochs is None else epochs, u['start'] if start == 'usual' else start, lr or u['lr'], decay or u['decay'], sizes=sizes)
+    last = Phase(u['epochs'] if epochs is None else epochs, u['start'] if start == 'usual' else start, lr, decay, sizes=sizes)
     return Plan('fine-tuning', first + [last], statistics=statistics, **options)
 
 # %% ../nbs/07_fine_tuning.ipynb #d46a3873
@@ -139,7 +139,8 @@ def gradual_unfreezing(epochs=None, stages=4, lr=None, decay=None, last=None, st
 
     Source: Howard and Ruder 2018, section 3.3. What is left out is as `usual` for the `kind` of the task; `options` are fields of `Plan`."""
     u = usual(kind)
-    lr, decay, epochs, last = lr or u['lr'], decay or u['decay'], u['each'] if epochs is None else epochs, u['last'] if last is None else last
+    lr, decay = u['lr'] if lr is None else lr, u['decay'] if decay is None else decay
+    epochs, last = u['each'] if epochs is None else epochs, u['last'] if last is None else last
     phases = [Phase(epochs, -1, 1e-2 if kind == 'pictures' else 3e-3, augment=False)] + [Phase(epochs, -1 - i, lr, decay) for i in range(1, stages)]
     return Plan('gradual unfreezing', phases + [Phase(last, u['start'], lr, decay)], statistics=statistics, **options)
 
@@ -438,12 +439,12 @@ class _Checkpoint:
 
     NUMBERS = 'phase', 'epoch', 'waited', 'lowest', 'best_epoch'
 
-    def read(self):
+    def read(self): # what is read is copied: views of a file would hold it open, and Windows moves no open file
         "(facts, tensors) of the newest file that is whole, or None. A damaged file is put aside with a warning."
         for path in (self.path, self.previous):
             if not path.exists(): continue
             try:
-                with safe_open(path, 'pt') as f: notes, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+                with safe_open(path, 'pt') as f: notes, tensors = f.metadata(), {k: f.get_tensor(k).clone() for k in f.keys()}
                 if notes['sha256'] == _digest(tensors, notes['facts']): return json.loads(notes['facts']), tensors
             except Exception: pass          # whatever a damaged file makes of its reader, it is damaged
             os.replace(path, aside := path.with_name(path.name + '.damaged'))
@@ -532,7 +533,18 @@ def _fits(model, task, plan):
     if ours != theirs:
         def told(names): return ', '.join(map(repr, names[:3])) + ', …' * (len(names) > 3)
         raise ValueError(f'The model answers {told(ours)} and the task asks for {told(theirs)}: make the head for this task, attach_head(backbone, task).')
+    _makes_sense(plan)
     if isinstance(model.preprocess, TextInput): _fits_texts(model, plan)
+
+def _makes_sense(plan):
+    "Raise ValueError where a number of a plan or of a phase can't be meant."
+    above = lambda v: isinstance(v, (int, float, np.number)) and 0 < v < math.inf
+    asked = dict(batch=lambda v: above(v) and v == int(v), smoothing=_share, weight_decay=lambda v: v == 0 or above(v), clip=lambda v: v > 0,
+                 crop=lambda v: 0 < v <= 1, warmup=lambda v: 0 <= v <= 1)
+    wrong = [(k, getattr(plan, k), '') for k, fits in asked.items() if not fits(getattr(plan, k))]
+    asked = dict(epochs=lambda v: above(v) and v == int(v), lr=above, decay=above)
+    wrong += [(k, getattr(p, k), f'phase {i} of ') for i, p in enumerate(plan.phases, 1) for k, fits in asked.items() if not fits(getattr(p, k))]
+    for k, v, where in wrong: raise ValueError(f'{k} is {v!r} in {where}plan {plan.name!r}, which can not be meant; leave it out for the usual value.')
 
 def _fits_texts(model, plan):
     "Raise ValueError where a plan can't be carried out on texts, and warn of rates that unlearn a pretrained text network."

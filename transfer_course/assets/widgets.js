@@ -86,8 +86,8 @@ class Explorer {
     this.wrong = h('details', { class: 'tc-wrong' }, this.count, this.list)
     this.code = h('pre', { tabindex: 0, 'aria-label': 'Code that does the same' })
     this.said = h('div', { class: 'tc-said', 'aria-live': 'polite', role: 'status' })
-    this.still = h('div', { class: 'tc-still', hidden: true }, 'No kernel answers, so this is only a picture: run the cell to make it live.')
-    this.e = h('section', { class: 'tc', 'aria-label': 'Freeze explorer' }, part('tc-shell',
+    this.still = h('div', { class: 'tc-still', hidden: true }, 'No answer yet: the kernel is busy, or gone. If it is gone, this is only a picture: run the cell to make it live.')
+    this.e = h('section', { class: 'tc', ...own, 'aria-label': 'Freeze explorer' }, part('tc-shell',
       h('header', {}, h('div', {}, this.title, this.where), this.undo), this.plans,
       part('tc-controls', part('tc-cut', h('label', { for: id }, 'Train the last'), this.slider, this.k), this.statistics),
       part('tc-body', part('tc-tower', this.out, h('div', { class: 'tc-row tc-heads', 'aria-hidden': 'true' }, heads), this.tree, this.in),

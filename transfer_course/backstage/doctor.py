@@ -25,7 +25,8 @@ def command(
 ):         # str that can be pasted into a shell
     "Write a command line, quoted for the shell of this system."
     words = [str(w) for w in words]
-    return subprocess.list2cmdline(words) if os.name == 'nt' else ' '.join(shlex.quote(w) for w in words)
+    def quoted(w): return f'"{w}"' if set('<>&|^') & set(w) else subprocess.list2cmdline([w])      # cmd and PowerShell would take them for their own
+    return ' '.join(map(quoted, words)) if os.name == 'nt' else ' '.join(shlex.quote(w) for w in words)
 
 def pip_install(
     *what,       # requirements, or options of pip
@@ -270,10 +271,11 @@ def free_memory():
 
 def container_memory():
     "What is left of this container's share of memory, in bytes; None where there is no limit."
-    for limit, used in [('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.current'),
-                        ('/sys/fs/cgroup/memory/memory.limit_in_bytes', '/sys/fs/cgroup/memory/memory.usage_in_bytes')]:
-        a, b = _read(limit), _read(used)
-        if a.isdigit() and b.isdigit() and int(a) < 1e15: return int(a) - int(b)
+    for folder, limit, used in [('', 'memory.max', 'memory.current'), ('memory/', 'memory.limit_in_bytes', 'memory.usage_in_bytes')]:
+        a, b, cache = (_read(f'/sys/fs/cgroup/{folder}{name}').strip() for name in (limit, used, 'memory.stat'))
+        if not a.isdigit() or not b.isdigit() or int(a) >= 1e15: continue
+        files = re.search(r'^(?:total_)?inactive_file (\d+)$', cache, re.M)        # file caches are given back when needed
+        return int(a) - int(b) + int(files[1] if files else 0)
 
 def shell_memory():
     "The limit on address space of this shell, in bytes; None where there is no limit."
@@ -287,8 +289,9 @@ def shell_memory():
 def see_memory():
     "Look for enough memory."
     biggest = 'tasklist /FI "MEMUSAGE gt 500000"' if os.name == 'nt' else 'ps -eo pid,rss,comm --sort=-rss | head -6'
+    limit = _read('/sys/fs/cgroup/memory.max').strip(); more = f'{max(4, int(limit) // 10**9 + 2 if limit.isdigit() and int(limit) < 1e15 else 0)}g'
     rooms = [('a limit of this shell allows', shell_memory(), 'ulimit -v unlimited'),
-             ('the container has left', container_memory(), 'docker update --memory 4g --memory-swap 4g ' + (os.environ.get('HOSTNAME') or 'NAME')),
+             ('the container has left', container_memory(), f'docker update --memory {more} --memory-swap {more} ' + (os.environ.get('HOSTNAME') or 'NAME')),
              ('this machine has free', free_memory(), biggest)]
     known = [(size, how, mend) for how, size, mend in rooms if size is not None]
     if not known: return Finding('memory', 'note', f'this system does not tell how much is free; the course needs {NEED_MEMORY / GB:.0f} GB')

@@ -104,6 +104,7 @@ def batch_of(
 
 def _clock(device):
     if device.type == 'cuda': torch.cuda.synchronize(device)
+    elif device.type == 'mps': torch.mps.synchronize()
     return time.perf_counter()
 
 def _usual(act, device, enough=.05):
@@ -531,14 +532,32 @@ class FreezeExplorer(anywidget.AnyWidget):
         self.plans = {k: (p, phases) for k, p in plans.items() if (phases := [f for f in p.phases if fits(f.start)])}
         self._example = None if task is None else batch_of(model, task, 1)[0]
         self._sizes = sizes_of(model, self._example) if self._example is not None else {}
-        self._past, self._norms, self._timing, self._full, self._active, self._pictures, self._serial = [], None, None, None, None, [], 0
+        self._past, self._norms, self._timing, self._full, self._active, self._pictures, self._serial, self._seen = [], None, None, None, None, [], 0, None
         super().__init__()
-        self.refresh()
+        if plan is None: self._read_statistics()
+        self._show('')
         self.on_msg(self._hear)
 
     def refresh(self): # the sentence that was said
         "Read the network again, after other code changed it."
+        if self._changed():
+            self._norms = self._active = None                    # gradients and plan of what was
+            self._read_statistics()
         return self._show('')
+
+    def _changed(self):
+        "Did other code freeze or thaw since the last look? Switching between training and inference mode is no change."
+        def fixed(looks): return looks and (looks[0], [(n, i, held) for n, i, _, held in looks[1]], looks[2])
+        return fixed(self._seen) != fixed(self._looks())
+
+    def _read_statistics(self):
+        "What the norms that train do with their statistics, where they agree."
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in m.parameters())]
+        held = {'train' in m.__dict__ for m in norms}
+        if len(held) == 1: self.statistics = 'keep' if held.pop() else 'adapt'
+
+    def _fresh(self):
+        if self._changed(): self.refresh()
 
     @property
     def _crops(self):
@@ -669,10 +688,12 @@ class FreezeExplorer(anywidget.AnyWidget):
 
     def code(self): # str
         "Write the lines that freeze a network in the same way without the explorer."
+        self._fresh()
         return code_of(self.report, self.statistics, self.lr, self.decay, self.weight_decay)
 
     def table(self): # pandas DataFrame, a row a stage, input first
         "Give the stages as a table of words."
+        self._fresh()
         rows = {r['id']: r for r in self.view['rows'] if r['level'] == 1}
         table = report_table(self.report.stages, ('module', 'kind', 'forward (million)', 'backward (million)')).set_index('stage')
         for key, title in (('seconds', 'time an epoch'), ('gradient', 'gradient')):
@@ -681,6 +702,7 @@ class FreezeExplorer(anywidget.AnyWidget):
 
     def twin(self): # Twin
         "Draw a still picture of what is shown now."
+        self._fresh()
         return picture_of(self.view, self.opened)
 
     def _hear(self, _, content, buffers):
@@ -704,6 +726,7 @@ class FreezeExplorer(anywidget.AnyWidget):
         return {'text/plain': repr(self), _VIEW: dict(version_major=2, version_minor=0, model_id=self.model_id)}
 
     def _ipython_display_(self):
+        self._fresh()
         display(self._repr_mimebundle_(), raw=True)
         picture = display(self.twin(), display_id=True)
         self._pictures = self._pictures[-3:] + [picture] * (picture is not None)
