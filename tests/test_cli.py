@@ -226,11 +226,19 @@ def test_test_sums_up(tree, command):
     (tree/'tests'/'test_it.py').write_text('def test_yes(): pass\n\n\ndef test_no(): assert 0\n')
     done = command('test', 'checks', 'ruff', 'pytest', cwd=tree)
     text = done.stdout.strip().splitlines()
-    assert done.returncode == 1 and re.search(r'1 failed, 1 passed in', text[-1]), done.stdout
+    assert done.returncode == 1 and re.search(r'1 failed, 1 passed, 1 rerun in', text[-1]), done.stdout
     assert [x.split()[:2] for x in text[-5:-2]] == [['passed', 'checks'], ['passed', 'ruff'], ['failed', 'pytest']]
     (tree/'tests'/'test_it.py').write_text('def test_yes(): pass\n')
     assert command('test', 'pytest', cwd=tree).returncode == 0
     assert command('test', 'juggling', cwd=tree).returncode == 2
+
+
+def test_a_second_try_is_given_and_told(tree, command):
+    "A browser that hiccups once is no failure, and is named."
+    (tree/'tests').mkdir()
+    (tree/'tests'/'test_it.py').write_text('from pathlib import Path\n\ndef test_moody():\n    p = Path("mark"); there = p.exists(); p.touch(); assert there\n')
+    done = command('test', 'pytest', cwd=tree)
+    assert done.returncode == 0 and '1 passed, 1 rerun in' in done.stdout.splitlines()[-1] and 'RERUN tests/test_it.py::test_moody' in done.stdout, done.stdout
 
 
 def test_tests_that_measure_seconds_run_alone(tree, command):
@@ -242,7 +250,7 @@ def test_tests_that_measure_seconds_run_alone(tree, command):
     assert done.returncode == 0 and '== 2 passed in ' in done.stdout.splitlines()[-1], done.stdout
     (tree/'tests'/'test_it.py').write_text('import pytest\n\ndef test_beside(): pass\n\n@pytest.mark.alone\ndef test_alone(): assert 0\n')
     done = command('test', 'pytest', cwd=tree)
-    assert done.returncode == 1 and '== 1 failed, 1 passed in ' in done.stdout.splitlines()[-1], done.stdout
+    assert done.returncode == 1 and '== 1 failed, 1 passed, 1 rerun in ' in done.stdout.splitlines()[-1], done.stdout
     (tree/'tests'/'test_it.py').write_text('nonsense\n')
     assert command('test', 'pytest', cwd=tree).returncode == 1
     (tree/'tests'/'test_it.py').unlink()
