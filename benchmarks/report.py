@@ -107,6 +107,10 @@ def table(results):
     if machine := [r for r in results['runs'] if r['job'] == 'machine']:
         import profile_step
         out += ['', '**The machine and our training step**', '', profile_step.table(sorted(machine, key=lambda r: r['share'])[len(machine) // 2])]
+    if profile := results.get('features_profile'):
+        import profile_features
+        peers = [r['seconds'] for r in rows if r['job'] == 'features' and is_peer(r['who'])]
+        out += ['', '**Where the seconds of our feature extraction go**', '', *profile_features.lines(profile, min(peers, default=None))]
     out += ['', '| demand | measured | |', '|---|---|---|', *(f'| {d} | {v} | {"reached" if ok else "NOT reached"} |' for d, v, ok in bars(results))]
     return '\n'.join(out)
 

@@ -38,7 +38,7 @@ def shell(text, cwd, **env):
 def borrowed(folder, *without):
     "A folder with links to every installed library but some: what a new environment borrows, to be made in no time."
     folder.mkdir()
-    for home in dict.fromkeys(p for p in [*site.getsitepackages(), *sys.path] if Path(p).name in ('site-packages', 'dist-packages')):
+    for home in dict.fromkeys(p for p in [*site.getsitepackages(), *sys.path] if Path(p).name in ('site-packages', 'dist-packages') and Path(p).is_dir()):
         for path in Path(home).iterdir():
             name = path.name.lower().replace('-', '_')
             if not name.startswith(without) and path.suffix not in ('.pth', '.egg_link') and not (folder/path.name).exists():
