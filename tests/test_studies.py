@@ -246,7 +246,20 @@ def test_groups_of_the_test_split_reach_the_verdict(tmp_path):
     assert s.runs[0]['groups'] == [i // 4 for i in range(20)] and grid(budgets=[4]).runs[0]['groups'] is None
     back = Study.load(s.save(tmp_path/'s.json')); both, again = (x.verdict(a, b, 4, over='seeds and examples') for x in (s, back))
     assert back.runs[0]['groups'] == s.runs[0]['groups'] and (both.low, both.high) == (again.low, again.high)
-    gap = (s.hits(a, 4).astype(float) - s.hits(b, 4)); assert np.allclose(both.low, studies._over_both(gap, s.runs[0]['groups'])[1])
+    gap = (s.hits(a, 4).astype(float) - s.hits(b, 4)); assert np.allclose(both.low, max(-1, studies._over_both(gap, s.runs[0]['groups'])[1]))
+
+
+def test_a_plan_that_can_not_be_meant_stops_the_grid_before_it_begins(tmp_path):
+    with pytest.raises(StudyError, match='lr is 0'): grid(tmp_path, plans=[*PLANS, replace(feature_extraction(1, lr=0), name='odd')])
+    assert not list(tmp_path.glob('run-*'))
+
+
+def test_no_interval_leaves_what_can_be():
+    "Two seeds make intervals of Student's t that would reach below nothing and above everything."
+    s = made({20: .1})
+    for r in s.runs: r['accuracy'] = .1 if r['seed'] % 2 else .9
+    t = s.summary(); assert (t.low >= 0).all() and (t.high <= 1).all()
+    v = studies._say('a', 'b', 20, 'accuracy', -.1, -1.4, 1.2, 2, 'seeds'); assert (v.low, v.high) == (-1, 1) and '100.0 points could hide' in v
 
 
 def test_less_calibration_error_is_no_defeat():

@@ -211,7 +211,7 @@ WORDS = dict(accuracy='accuracy', macro_f1='macro F1', ece='calibration error', 
 
 def _say(a, b, budget, metric, value, low, high, seeds, over):
     "Put a paired comparison into words."
-    value, low, high = (round(v, 9) for v in (value, low, high))      # the same figures in any order of summing
+    value, low, high = (min(1, max(-1, round(v, 9))) for v in (value, low, high))      # the same figures in any order of summing; no gap is wider than all
     x, y = (short(n, 40) for n in (a, b)); points = f'points of {WORDS[metric]}'
     figures = f'({100 * low:+.1f} to {100 * high:+.1f}, 95% interval over {seeds} paired {over})'
     if metric == 'ece' and (low > 0 or high < 0):      # less is better
@@ -286,7 +286,8 @@ class Study(Shown):
         "Mean and 95% interval over seeds of every plan at every budget, and the median seconds of a run."
         def row(t):
             mean, low, high = mean_interval(t[metric]) if len(t) > 1 else (t[metric].iloc[0], np.nan, np.nan)
-            return dict(plan=t.plan.iloc[0], budget=t.budget.iloc[0], seeds=len(t), mean=mean, low=low, high=high, seconds=t.seconds.median())
+            return dict(plan=t.plan.iloc[0], budget=t.budget.iloc[0], seeds=len(t), mean=mean, low=np.maximum(low, 0), high=np.minimum(high, 1),     # shares
+                        seconds=t.seconds.median())
         self._known(metric); groups = [g for _, g in self.table().groupby(['plan', 'budget'], sort=False)]
         return pd.DataFrame([row(g) for g in groups], columns=['plan', 'budget', 'seeds', 'mean', 'low', 'high', 'seconds'])
 
@@ -417,6 +418,10 @@ def _checked_grid(task, plans, budgets, seeds, equal, seconds):
     for n in budgets:
         if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not len(task.classes) <= n <= len(task.train):
             raise StudyError(f'The budget {n!r} does not fit: train has {len(task.train):,} labels, and {len(task.classes)} classes need one each.')
+    from transfer_course.training import _makes_sense
+    for p in plans:                                      # before the first of them is trained
+        try: _makes_sense(p)
+        except ValueError as e: raise StudyError(str(e)) from None
     if equal not in ('epochs', 'seconds'): raise StudyError(f"equal is {equal!r}; choose 'epochs' or 'seconds'.")
     if seconds is not None and (equal != 'seconds' or not seconds > 0): raise StudyError("seconds= is a time above 0 that goes with equal='seconds'.")
     if lacks := [c for i, c in enumerate(task.classes) if i not in task.test.labels]:
