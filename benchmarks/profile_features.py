@@ -4,7 +4,7 @@
 
 Each turn is a fresh process, as in the race. Decoding the files and running the network once over them is what every contestant must do
 that caches; the rest is what an engine could still save."""
-import argparse, json, os, subprocess, sys, time
+import argparse, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 from statistics import median
 
@@ -53,9 +53,10 @@ def main(argv=None):
     if args.inside is not None: return inside(args.data, args.size, args.inside, args.threads)
     sys.path.insert(0, str(HERE)); import race
     words = [sys.executable, __file__, f'--data={args.data.resolve()}', f'--size={args.size}', f'--threads={args.threads}']
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get('PYTHONPATH')])), OMP_NUM_THREADS=str(args.threads))
-    def turn(i): return subprocess.run([*words, f'--inside={i}'], env=env, check=True, capture_output=True, text=True).stdout
-    turns = [json.loads(turn(i).splitlines()[-1]) for i in range(args.turns)]
+    with tempfile.TemporaryDirectory() as cache:
+        env = race.environment(args.threads, cache)
+        def turn(i): return subprocess.run([*words, f'--inside={i}'], env=env, check=True, capture_output=True, text=True).stdout
+        turns = [json.loads(turn(i).splitlines()[-1]) for i in range(args.turns)]
     profile = dict(turns=args.turns) | {k: round(median(t[k] for t in turns), 3) for k in turns[0]}
     results = race.read_results(args.results); results['features_profile'] = profile; race.save(args.results, results)
     print('\n'.join(lines(profile)))

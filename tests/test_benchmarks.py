@@ -186,13 +186,13 @@ def test_table_and_figure_from_a_results_file(results, tmp_path, capsys):
     assert said.strip() in (tmp_path/'results.md').read_text()
 
 
-def test_profile_of_feature_extraction_adds_up(prepared, tmp_path, results):
+def test_profile_of_feature_extraction_accounts_for_the_seconds(prepared, tmp_path, results):
     import profile_features
     path = tmp_path/'results.json'; path.write_text(json.dumps(results))
     profile_features.main([f'--data={prepared/"pictures"}', '--size=32', '--turns=2', '--threads=1', f'--results={path}'])
     profile = race.read_results(path)['features_profile']
     assert profile['turns'] == 2 and all(profile[k] > 0 for k in ('decode', 'load', 'frozen', 'head', 'whole'))
-    assert sum(profile[k] for k in profile_features.PARTS) == pytest.approx(profile['whole'], rel=.5)       # medians of parts, so only about
+    assert -.01 < profile['rest'] < .3 * profile['whole'], 'the parts account for nearly all'
     assert 'the frozen part, once over train and valid' in report.table(race.read_results(path))
 
 
