@@ -1,4 +1,5 @@
 "Backbones: stages equal to torchvision's networks, weights refused or fetched, random numbers left alone, bad input."
+import math
 import copy, hashlib, io, json, os, pickle, shutil, subprocess, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -116,6 +117,21 @@ def test_pocket_takes_pictures_as_they_come():
 def test_pictures_may_be_views_of_an_array_in_any_direction(turned):
     pictures = turned(np.random.default_rng(0).integers(0, 256, (3, 80, 64, 3), dtype=np.uint8))
     assert torch.equal(B.PictureInput()(pictures), B.PictureInput()(pictures.copy()))
+
+
+def test_the_middle_of_a_picture():
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 50, 80, 3), np.uint8); all_of_it, middle = B.PictureInput()(pictures), B.PictureInput(centre=.8)
+    assert middle.seen(50, 80) == (40, 64) and torch.equal(middle(pictures), all_of_it[:, :, 5:45, 8:72])
+    assert torch.equal(middle(pictures, whole=True), all_of_it)
+    assert B.PictureInput().seen(50, 80) == (50, 80) and middle(pictures).is_contiguous(memory_format=torch.channels_last)
+    for odd in (0, 1.1, -.5, '80%', None, math.nan):
+        with pytest.raises(ValueError, match='share of each side'): B.PictureInput(centre=odd)
+    with pytest.raises(ValueError, match='too small where 50% of each side is looked at; this backbone needs at least 32'): B.PictureInput(centre=.5)(pictures)
+    net = B.load_backbone('pocket-resnet', centre=.8, verbose=False)
+    assert net.preprocess.centre == .8 and 'middle 80%' in repr(net) and 'middle' not in repr(B.load_backbone('pocket-resnet', verbose=False))
+    for name, why in (('resnet18', 'a crop of its own'), ('minilm', 'reads texts')):
+        with pytest.raises(ValueError, match=why): B.load_backbone(name, pretrained=False, centre=.8, verbose=False)
+
 
 
 @pytest.mark.parametrize('bad', [np.zeros((2, 96, 96, 3), np.float32), np.zeros((96, 96, 3), np.uint8), np.zeros((2, 3, 96, 96), np.uint8),

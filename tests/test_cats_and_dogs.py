@@ -17,6 +17,9 @@ from transfer_course.tasks import load_pets
 from transfer_course.widgets import BudgetView, answer
 
 
+WIDE = 'seeds and examples'
+
+
 @pytest.fixture(scope='module')
 def task(): return load_pets('drawn', n_train=40, n_valid=10, n_test=20, size=64, verbose=False)
 
@@ -70,6 +73,12 @@ def test_grad_cam_lies_where_a_backbone_that_crops_looked(task):
     heat = grad_cam(model, task.test.inputs[:2], 'layer2', [0, 1])
     assert heat.shape == (2, 64, 64) and heat[:, 4:60, 4:60].max() == 1
     edge = np.ones((64, 64), bool); edge[4:60, 4:60] = False; assert not heat[:, edge].any() and heat[:, 4:60, [4, 59]].any()
+
+
+def test_grad_cam_lies_in_the_middle_that_is_looked_at(task):
+    heat = grad_cam(attach_head(load_backbone('pocket-resnet', centre=.5, verbose=False), task), task.test.inputs[:2], 'layer2', [0, 1])
+    assert heat.shape == (2, 64, 64) and heat[:, 16:48, 16:48].max() == 1
+    outside = heat.copy(); outside[:, 16:48, 16:48] = 0; assert not outside.any()
 
 
 def test_grad_cam_by_name_number_and_none(model, task):
@@ -128,18 +137,23 @@ def test_prose_of_lesson_holds(photos):
     assert [b for b, v in ahead.items() if v.low > 0] == [200, 500] == [b for b, v in ahead.items() if v.detectable]
     cost = photos.summary().pivot(index='plan', columns='budget', values='seconds')
     for b in photos.budgets:
-        assert not photos.verdict('frozen, augmented', 'feature extraction', b).detectable and cost[b].idxmin() == 'feature extraction'
-        assert cost[b]['frozen, augmented'] > 2 * cost[b]['feature extraction']
+        assert not photos.verdict('frozen with crops', 'feature extraction', b).detectable and cost[b].idxmin() == 'feature extraction'
+        assert cost[b]['frozen with crops'] > 2 * cost[b]['feature extraction']
     assert answer(photos, 20)['headline'].count('open between') == answer(photos, 50)['headline'].count('open between') == 1
     for b in (20, 50): assert any('feature extraction costs least' in s for s in answer(photos, b)['says'])
     for b in (200, 500): assert answer(photos, b)['headline'] == f'With {b} labels: fine-tuning.'
+    wide = {b: answer(photos, b, over='seeds and examples')['headline'] for b in photos.budgets}
+    for b in (20, 50, 100): assert 'feature extraction' in wide[b], b
+    for b in (200, 500): assert wide[b] == f'With {b} labels: open between fine-tuning and gradual unfreezing.'
+    assert cost[200]['gradual unfreezing'] < cost[200]['fine-tuning'] and 'feature extraction' not in answer(photos, 100)['headline']
 
 
 def test_lesson_shows_what_the_results_say(photos, stored):
     for budget in photos.budgets:
-        for pair in [('fine-tuning', 'from scratch'), ('fine-tuning', 'feature extraction'), ('frozen, augmented', 'feature extraction')]:
+        for pair in [('fine-tuning', 'from scratch'), ('fine-tuning', 'feature extraction'), ('frozen with crops', 'feature extraction')]:
             assert str(photos.verdict(*pair, budget)) in stored, (pair, budget)
-        told = answer(photos, budget); assert '\n  '.join([told['headline'], *told['says']]) in stored, budget
+        told = answer(photos, budget, over=WIDE); assert '\n  '.join([told['headline'], *told['says']]) in stored, budget
+        for over in ('seeds', WIDE): assert answer(photos, budget, over=over)['headline'].split(': ')[1] in stored, (budget, over)
     assert str(photos.crossover('fine-tuning', 'feature extraction')) in stored and repr(photos) in stored
     assert f'{photos.table().seconds.sum() / 60:.0f} minutes of training in all' in stored and str(photos.asked['sizes']) in stored
     for r in photos.summary().itertuples(): assert f'{100 * r.mean:.1f}% ({100 * r.low:.1f} to {100 * r.high:.1f})' in stored, r
@@ -151,23 +165,25 @@ def test_prose_of_lesson_types_no_accuracy_and_no_time():
     assert not re.findall(r'\d+(?:\.\d+)?\s?%', prose) and not re.findall(r'\b(?:minute|hour)s?\b', prose)
 
 
-def test_answer_follows_the_figures(photos):
+@pytest.mark.parametrize('over', ['seeds', WIDE])
+def test_answer_follows_the_figures(photos, over):
     t, cost = photos.summary(), lambda s: f'{s:.2g} s a run' if s < 10 else f'{s:,.0f} s a run' if s < 120 else f'{s / 60:.0f} min a run'
     for budget in photos.budgets:
         u = t[t.budget == budget].set_index('plan'); best = u['mean'].idxmax(); second = u['mean'].drop(best).idxmax()
-        told = answer(photos, budget); head, says = told['headline'], ' '.join(told['says'])
-        rivals = [p for p in u.index if p != best and not photos.verdict(best, p, budget).detectable]
+        told = answer(photos, budget, over=over); head, says = told['headline'], ' '.join(told['says'])
+        rivals = [p for p in u.index if p != best and not photos.verdict(best, p, budget, over=over).detectable]
         assert head.startswith(f'With {budget} labels: open between {best}' if rivals else f'With {budget} labels: {best}.')
-        assert {p for p in u.index if p in head} == {best, *rivals} and str(photos.verdict(best, second, budget)) in says
+        assert {p for p in u.index if p in head} == {best, *rivals} and str(photos.verdict(best, second, budget, over=over)) in says
         cheap = u.seconds[[best, *rivals]].idxmin()
         if cheap == best: assert f'{best} took {cost(u.seconds[best])}' in says and 'costs least' not in says
+        elif cost(u.seconds[cheap]) == cost(u.seconds[best]): assert f'{cheap} costs least: {cost(u.seconds[cheap])}, hardly less than {best}.' in says
         else: assert f'{cheap} costs least: {cost(u.seconds[cheap])}, against {cost(u.seconds[best])[:-6]} for {best}.' in says
-        rows = dict(next(f['rows'] for f in budget_facts(photos)['frames'] if f['labels'] == budget))
+        rows = dict(next(f['rows'] for f in budget_facts(photos, over=over)['frames'] if f['labels'] == budget))
         for p in u.itertuples(): assert rows[p.Index].startswith(f'{100 * p.mean:.1f}% ({100 * p.low:.1f} to {100 * p.high:.1f}), ')
 
 
 def test_lesson_shows_the_view_of_the_study(photos, stored):
-    view = BudgetView(photos, labels=200)
+    view = BudgetView(photos, labels=200, over=WIDE)
     assert view.twin().text in stored and view.ask(300) in stored and '300 labels were not measured' in stored
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from transfer_course.backstage import review_files
 from transfer_course.backstage.downloads import fetch
-from transfer_course.backstage.review_files import ARCHIVE, MEMBER, SHA256, SIZE, find_archive, product_of, rated_texts
+from transfer_course.backstage.review_files import ARCHIVE, ELSEWHERE, MEMBER, SHA256, SIZE, find_archive, product_of, rated_texts
 from transfer_course.tasks import TaskError, load_reviews
 
 DATA = Path(os.environ.get('TRANSFER_COURSE_DATA') or Path(__file__).resolve().parents[2]/'shared'/'data')
@@ -84,13 +84,21 @@ def test_reviews_are_light():
 
 LINES = [f'{r}_{i}\t{rating}\tsentence {i} of review {r} says {word}.' for r in (*range(1, 9), 99, 150, 180, 300)
          for i, (rating, word) in enumerate([(-.5, 'bad'), (-.45, 'hm'), (.45, 'well'), (.5, 'nice'), (3, 'wow'), (-3.2, 'ugh')], 1)]
+def numbered(place, i): return f'{1 + i // 6}_{1 + i % 6}' if place == 'editorials' else i + 1
+
+
+PLACES = {place: [f'{numbered(place, i)}\t{(-2, -.5, 0, .4, .5, 3)[i % 6]}\t{place} say &amp; mean {i}{"abc"[i % 3]}!'
+                  for i in range(60)] for place in ELSEWHERE}
 
 
 @pytest.fixture
 def archive(tmp_path, monkeypatch):
     "A small archive that the course takes for the real one."
     inner = tmp_path/'make'/Path(MEMBER).name; inner.parent.mkdir(); inner.write_bytes('\r\n'.join(LINES).encode())
-    with tarfile.open(tmp_path/'make'/ARCHIVE, 'w:gz') as tar: tar.add(inner, MEMBER)
+    with tarfile.open(tmp_path/'make'/ARCHIVE, 'w:gz') as tar:
+        tar.add(inner, MEMBER)
+        for place, file in ELSEWHERE.items():
+            inner.write_bytes('\r\n'.join(PLACES[place]).encode()); tar.add(inner, f'hutto_ICWSM_2014/{file}_GroundTruth.txt')
     path = tmp_path/'make'/ARCHIVE
     monkeypatch.setattr(review_files, 'SHA256', hashlib.sha256(path.read_bytes()).hexdigest()); monkeypatch.setattr(review_files, 'SIZE', path.stat().st_size)
     return path
@@ -108,6 +116,21 @@ def test_ratings_become_classes_and_reviews_stay_together(archive):
     by = load_reviews('amazon', group='product', root=archive.parent, download=False, verbose=False)
     assert by.test.groups == by.test.extra['product'] and apart(by)
     refused(lambda: load_reviews('amazon', group='style', root=archive.parent), "'style'")
+
+
+def test_sentences_rated_elsewhere(archive):
+    def load(which, **more): return load_reviews(which, root=archive.parent, download=False, verbose=False, **more)
+    for which in ELSEWHERE:
+        task = load(which); rows = {i: (t, task.classes[y], r) for s in task.splits for i, t, y, r in zip(s.ids, s.inputs, s.labels, s.extra['rating'])}
+        assert len(rows) == 60 and apart(task) and task.name == f'sentences of {which}' and {p for s in task.splits for p in s.extra['place']} == {which}
+        first = f'{which} 1_1' if which == 'editorials' else f'{which} 1'; assert rows[first] == (f'{which} say & mean 0a!', 'negative', -2)
+        assert [rows[i][1] for i in list(sorted(rows, key=lambda i: [int(x) for x in i.split(' ')[1].split('_')]))[:6]] == [
+            'negative', 'negative', 'neutral', 'neutral', 'positive', 'positive']
+        if which == 'editorials': assert all(i.split('_')[0] == g for s in task.splits for i, g in zip(s.ids, s.groups)) and len(set(task.train.groups)) < 10
+        refused(lambda w=which: load(w, group='product'), "'product'", 'leave group out')
+    both = load('elsewhere', spread=.5)
+    assert sum(map(len, both.splits)) == 180 and set(both.train.extra['place']) == set(ELSEWHERE) and both.train.shares is not None and apart(both)
+    assert {i for s in both.splits for i in s.ids} == {i for w in ELSEWHERE for s in load(w).splits for i in s.ids}
 
 
 def test_archive_is_looked_for_and_never_replaced(archive, tmp_path, monkeypatch):
@@ -185,6 +208,18 @@ def test_the_real_archive(real):
     share = task.counts() / task.counts().sum(); assert share.std(axis=1).max() < .02
     assert load_reviews('amazon', root=DATA, download=False, verbose=False).test.ids == task.test.ids, 'found one folder below too'
     assert len({frozenset(load_reviews('amazon', root=real, test_seed=s, verbose=False).test.ids) for s in range(5)}) == 5
+
+
+def test_the_real_archive_has_sentences_from_elsewhere(real):
+    "A few exclamations are all that they share with the product reviews; `measurements amazon` leaves those out."
+    sizes = {}
+    ours = {' '.join(t.lower().split()) for s in load_reviews('amazon', root=real, download=False, verbose=False).splits for t in s.inputs}
+    for which in ELSEWHERE:
+        task = load_reviews(which, root=real, download=False, verbose=False); sizes[which] = sum(map(len, task.splits)) + len(task.skipped)
+        both = ours & {' '.join(t.lower().split()) for s in task.splits for t in s.inputs}
+        assert apart(task) and len(both) < 5 and all(len(t.split()) < 5 for t in both), both
+        assert len(task.skipped) < 150 and len({g for s in task.splits for g in s.groups}) > (400 if which == 'editorials' else 3000)
+    assert sizes == dict(films=10605, tweets=4200, editorials=5190)
 
 
 def test_products_of_the_real_archive_are_told_by_their_words(real):

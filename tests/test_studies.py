@@ -336,6 +336,7 @@ def test_fingerprints_see_how_texts_are_read():
     b = load_backbone('pocket-resnet', verbose=False)
     def read(length, pool): return replace(b, preprocess=SimpleNamespace(settings=dict(length=length)), pool=lambda: pool)
     assert len({weights_print(x) for x in (b, read(32, 'mean'), read(64, 'mean'), read(32, 'cls'))}) == 4
+    assert len({weights_print(load_backbone('pocket-resnet', centre=c, verbose=False)) for c in (None, 1., .9, .8)}) == 3
 
 
 def test_time_left_knows_what_is_done_and_what_it_cost(tmp_path, monkeypatch):

@@ -161,6 +161,20 @@ def test_a_last_picture_is_never_alone(model, task):
     fit(model, Task('few', 'pictures', task.classes, task.train.subset(range(3)), task.valid, task.test), from_scratch(1, batch=32), progress=False)
 
 
+def test_crops_come_from_the_whole_picture_and_are_as_large_as_its_middle(task, monkeypatch):
+    drawn, looked = [], []
+    def spied(x, generator=None, crop=.5, size=None): drawn.append((tuple(x.shape[2:]), size)); return augment(x, generator, crop, size)
+    monkeypatch.setattr(training, 'augment', spied); side = task.train.inputs.shape[1]; middle = round(.75 * side)
+    model = attach_head(load_backbone('pocket-resnet', centre=.75, verbose=False), task)
+    model.stages['stem'].register_forward_pre_hook(lambda m, args: looked.append(tuple(args[0].shape[2:])))
+    fit(model, task, Plan('p', [Phase(1, None)]), progress=False)
+    assert set(drawn) == {((side, side), (middle, middle))} and set(looked) == {(middle, middle)}
+    edges = task.valid.inputs[:].copy(); border = (side - middle) // 2 - 1; edges[:, :border] = 255; edges[:, :, -border:] = 0
+    assert torch.equal(run(model, edges), run(model, task.valid.inputs)), 'what lies outside of the middle counts for nothing'
+    drawn.clear(); fit(model, task, Plan('p', [Phase(1, None, sizes=[side // 2])]), progress=False); assert drawn[0][1] == (side // 2,) * 2
+    drawn.clear(); fit(head_on(task), task, Plan('p', [Phase(1, None)]), progress=False); assert set(drawn) == {((side, side), None)}
+
+
 def test_augment_moves_pictures_within_their_range():
     x = torch.rand(16, 3, 32, 40); y = augment(x, torch.Generator().manual_seed(0), .3)
     assert y.shape == x.shape and y.min() >= x.min() - 1e-5 and y.max() <= x.max() + 1e-5

@@ -277,6 +277,17 @@ def test_the_answer_is_the_verdict_of_the_study():
         f'{100 * r["mean"]:.1f}% ({100 * r.low:.1f} to {100 * r.high:.1f}), {r.seconds:.2g} s' for _, r in t[t.budget == 50].iterrows()]
 
 
+def test_the_answer_counts_other_examples_where_it_is_asked_to():
+    s = study(); wide = 'seeds and examples'; b = BudgetView(s, over=wide); told = b.ask(50); t = s.summary(); plain(b); drawn(b.twin())
+    best, second = t[t.budget == 50].sort_values('mean', ascending=False).plan.iloc[:2]
+    assert str(s.verdict(best, second, 50, over=wide)) in told and str(s.verdict(best, second, 50)) not in told
+    assert b.ask(73) and b.ask(50) == told and 'other examples' in b.view['notes'] and 'other examples' not in BudgetView(s).view['notes']
+    with pytest.raises(ViewError, match="'all'; it can be"): BudgetView(s, over='all')
+    with pytest.raises(ViewError, match='accuracy alone'): BudgetView(s, metric='macro_f1', over=wide)
+    for i, r in enumerate(s.runs): r['test'] = i % 2
+    with pytest.raises(ViewError, match='different test splits'): BudgetView(s, over=wide)
+
+
 def test_asking_moves_the_slider():
     b = BudgetView(study(), 50)
     assert b.labels == 50 and 'not measured' in b.ask(73) and b.labels == 73 and 'above all' in b.ask(10**6) and b.at == len(

@@ -122,10 +122,15 @@ class PictureInput:
         transforms=None, # a torchvision preset, such as `weights.transforms()`; None keeps the size of the pictures
         least=32,        # smallest side in pixels that the backbone can take, where the size is kept
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), # of red, green and blue, on a scale from 0 to 1
-    ): self.transforms, self.least, self.mean, self.std = transforms, least, mean, std
+        centre=1.,       # share of each side, around the middle, that is looked at, where the size is kept
+    ):
+        if not isinstance(centre, (int, float)) or not 0 < centre <= 1:
+            raise ValueError(f'centre is {centre!r}; it is a share of each side, above 0 and up to 1.')
+        self.transforms, self.least, self.mean, self.std, self.centre = transforms, least, mean, std, centre
 
     def __call__(self,
         inputs, # uint8 [n, h, w, 3], NumPy or torch
+        whole=False, # leave out `centre`, as for random crops in training, which come from the whole picture
     ):          # float32 [n, 3, h, w]
         "Resize, crop and normalise as the weights ask for. Raises ValueError for anything but uint8 pictures."
         if isinstance(inputs, (list, tuple)) and any(isinstance(i, str) for i in inputs):
@@ -134,12 +139,25 @@ class PictureInput:
         if inputs.dtype != torch.uint8 or inputs.ndim != 4 or inputs.shape[-1] != 3:
             raise ValueError(f'Pictures come as uint8 [n, h, w, 3], but these are {inputs.dtype} {list(inputs.shape)}; '
                              'give whole arrays as a Task holds them, not yet scaled or transposed.')
-        if min(inputs.shape[1:3]) < (self.least if self.transforms is None else 1):
-            raise ValueError(f'Pictures of {inputs.shape[1]}×{inputs.shape[2]} pixels are too small; '
-                             f'this backbone needs at least {self.least} on each side.')
+        rows, cols = inputs.shape[1:3] if self.transforms else self.seen(*inputs.shape[1:3])
+        if min(rows, cols) < (self.least if self.transforms is None else 1):
+            raise ValueError(f'Pictures of {inputs.shape[1]}×{inputs.shape[2]} pixels are too small' +
+                             (f' where {self.centre:.0%} of each side is looked at' if self.centre < 1 else '') +
+                             f'; this backbone needs at least {self.least} on each side.')
         x = inputs.permute(0, 3, 1, 2)
+        if self.centre < 1 and not whole:
+            top, left = (inputs.shape[1] - rows) // 2, (inputs.shape[2] - cols) // 2; x = x[:, :, top:top + rows, left:left + cols]
         x = self._keep_size(x) if self.transforms is None else self.transforms(x)
         return x.contiguous(memory_format=torch.channels_last)
+
+    def seen(self,
+        h, w, # of a picture, in pixels
+    ):        # (rows, columns), around its middle
+        "How much of a picture is looked at: all, `centre` of each side, or the square that a torchvision preset crops."
+        if self.transforms is None: return (h, w) if self.centre == 1 else (max(1, round(h * self.centre)), max(1, round(w * self.centre)))
+        resize, crop = (getattr(self.transforms, k, None) for k in ('resize_size', 'crop_size'))
+        side = round(min(h, w) * crop[0] / resize[0]) if resize and crop else max(h, w)
+        return min(h, side), min(w, side)
 
     def _keep_size(self, x):
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
@@ -474,6 +492,7 @@ def load_backbone(
     verbose=True,    # say in one line what was loaded and from where?
     length=None,     # of texts: tokens after which they are cut; None: 128
     pool=None,       # of texts: what a head gets, 'mean' of the tokens (None), the first ('cls') or the 'last'
+    centre=None,     # of pictures that keep their size: share of each side that is looked at (None: all); random crops come from the whole picture
 ):                   # Backbone
     "Load a network in stages. Raises ValueError for an unknown name, WeightsError for weights that can't be had or don't fit."
     reads = _reads(name)
@@ -482,9 +501,15 @@ def load_backbone(
     if reads and weights is not None: raise ValueError('weights= is for networks of pictures; of a text network give the folder as the name.')
     kind = None if reads else _kind(name)
     if not reads and (length, pool) != (None, None): raise ValueError(f'length= and pool= are for networks that read texts, and {name} looks at pictures.')
+    if centre is not None and (reads or kind.weights):
+        raise ValueError(f'centre= is for networks that take pictures as they are, and {name} ' +
+                         ('reads texts.' if reads else 'has a crop of its own, that of its weights.'))
     if reads: backbone = _text_backbone(name, pretrained, length, pool or 'mean')
     elif pretrained: backbone = _with_weights(kind, weights)
     else: backbone = _bare(kind, _random_stages(name, 0), source='random weights, seed 0')
+    if centre is not None:
+        backbone.preprocess = PictureInput(centre=centre)
+        if centre < 1: backbone.source += f'; looks at the middle {centre:.0%} of each side'
     if verbose: print(backbone)
     return backbone
 

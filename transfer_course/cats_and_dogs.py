@@ -20,13 +20,6 @@ from .freezing import stage_index
 from .training import feature_extraction, fine_tuning, from_scratch, gradual_unfreezing
 
 # %% ../nbs/09_cats_and_dogs.ipynb #236c1a98
-def _seen(preprocess, h, w):
-    "Rows and columns in the middle of a picture that a backbone looks at: torchvision's presets resize the shorter side and crop a square."
-    resize, crop = (getattr(getattr(preprocess, 'transforms', None), k, None) for k in ('resize_size', 'crop_size'))
-    if not resize or not crop: return h, w
-    side = round(min(h, w) * crop[0] / resize[0])
-    return min(h, side), min(w, side)
-
 def grad_cam(
     model,          # StagedModel on pictures
     pictures,       # uint8 [n, h, w, 3]
@@ -53,7 +46,7 @@ def grad_cam(
     finally:
         for m, mode in modes: m.training = mode
     heat = F.relu((slope.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True)).detach()
-    (h, w), (rows, cols) = pictures.shape[1:3], _seen(model.preprocess, *pictures.shape[1:3])
+    (h, w), seen = pictures.shape[1:3], getattr(model.preprocess, 'seen', None); rows, cols = seen(h, w) if seen else (h, w)
     heat = F.interpolate(heat, (rows, cols), mode='bilinear', align_corners=False)[:, 0]
     top, left = (h - rows) // 2, (w - cols) // 2; heat = F.pad(heat, (left, w - cols - left, top, h - rows - top))
     return (heat / heat.amax((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
@@ -107,7 +100,7 @@ def race_plans(
 ):             # list of five Plan
     "Name the five ways that the case study compares."
     part = max(1, epochs // 8)
-    return [from_scratch(epochs, **options), feature_extraction(epochs), replace(feature_extraction(epochs, augment=True), name='frozen, augmented'),
+    return [from_scratch(epochs, **options), feature_extraction(epochs), replace(feature_extraction(epochs, augment=True), name='frozen with crops'),
             gradual_unfreezing(part, last=epochs - 4 * part, **options), fine_tuning(epochs - part, head_epochs=part, **options)]
 
 # %% ../nbs/09_cats_and_dogs.ipynb #31c867f9

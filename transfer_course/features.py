@@ -201,7 +201,7 @@ def caching_pays(
     dtype=torch.float32, # of the stored numbers
     limit=2 << 30, # most bytes that the features may take
 ):              # (bool, reason in one sentence)
-    "Decide whether to compute the part below a cut once: it must save a tenth of the arithmetic or more, and fit."
+    "Decide whether to compute the part below a cut once: it must make the arithmetic 1.1 times less, or more, and fit."
     cost, n = cost_of_cut(model, inputs, cut, epochs, views, dtype), count(inputs)
     ids = _as_tokens(model, getattr(inputs, 'inputs', inputs))
     if isinstance(ids, Tokens): n = len(ids.flat) / ids.sizes[0].item()     # texts differ in length, and the costs are those of the first

@@ -57,9 +57,10 @@ def task_print(
 def weights_print(
     backbone, # Backbone
 ):            # str
-    "Fingerprint of every weight and buffer of a backbone, and of how it reads and pools texts."
+    "Fingerprint of every weight and buffer of a backbone, of how it reads and pools texts, and of how much of a picture it looks at."
     from transfer_course.backstage.feature_files import hashed
-    reads = [backbone.preprocess.settings, backbone.pool()] if hasattr(backbone.preprocess, 'settings') else []
+    reads = [backbone.preprocess.settings, backbone.pool()] if hasattr(backbone.preprocess, 'settings') else \
+        [c] if (c := getattr(backbone.preprocess, 'centre', 1)) != 1 else []
     return _digest(backbone.name, hashed(backbone.stages.state_dict()), *reads)
 
 # %% ../nbs/08b_studies.ipynb #3c0e8176

@@ -19,7 +19,7 @@ from .backstage.pictures import TaskError, checked_size, decode_first, index_fol
 from .backstage.pictures import pet_list, quotas, read_picture, relative, same_bytes, short, shown, strict_pillow, warn_memory
 from .backstage.pictures import whole, without_leaks
 
-from .backstage.review_files import amazon_reviews, soft_labels, written_reviews
+from .backstage.review_files import ELSEWHERE, amazon_reviews, rated_elsewhere, soft_labels, written_reviews
 from .backstage.tables import read_table, same_text, share_of, texts_of, whole_groups
 
 _all_ = ['TaskError', 'read_picture', 'same_bytes', 'same_text']
@@ -384,7 +384,7 @@ def _said_texts(t, parts, copy, seeds, by):
 
 def _ratings(split):
     "The ratings of a split's texts. Raises TaskError where they have none."
-    if 'rating' not in split.extra: raise TaskError("spread makes soft labels of ratings, which only the 'amazon' reviews have: leave it out.")
+    if 'rating' not in split.extra: raise TaskError("spread makes soft labels of ratings, which the 'written' reviews have not: leave it out.")
     return split.extra['rating']
 
 def _text_task(t, name, by, wants, seed, test_seed, near=.6):
@@ -405,24 +405,29 @@ def _text_task(t, name, by, wants, seed, test_seed, near=.6):
 
 # %% ../nbs/02_the_task.ipynb #af1a2a3c
 def load_reviews(
-    which='written', # 'written': the course's own; 'amazon': sentences of product reviews, rated by twenty people each
+    which='written', # 'written': the course's own; 'amazon': sentences of product reviews, rated by twenty people each; 'films', 'tweets',
+                     # 'editorials': others rated likewise, or 'elsewhere': all three
     n_train=None,    # training labels; None: all there are
     n_valid=None,    # texts to choose by; None: a fifth of all
     n_test=None,     # texts for the end; None: a fifth of all
     seed=0,          # which examples are in train and valid
     test_seed=0,     # which are in test: the same for every seed, unless you want to repeat everything with another test
-    group=None,      # what stays together: 'product' or 'category' (written), 'review' or 'product' (amazon); None: the first of the two
-    spread=None,     # amazon: train on soft labels, as if a rating could be off by so many points (standard deviation); None: on the labels
-    root=None,       # amazon: the folder that has, or shall have, the archive; None: the course's cache
-    download=True,   # amazon: fetch it where it is missing (2.3 MB)?
+    group=None,      # what stays together: 'product' or 'category' (written), 'review' or 'product' (amazon); None: the first of the two, or what there is
+    spread=None,     # of rated ones: train on soft labels, as if a rating could be off by so many points (standard deviation); None: on the labels
+    root=None,       # of rated ones: the folder that has, or shall have, the archive; None: the course's cache
+    download=True,   # of rated ones: fetch it where it is missing (2.3 MB)?
     verbose=True,    # say in one line what was loaded?
 ):                   # Task with the classes negative, neutral and positive
     "Load product reviews. Raises TaskError."
     if which == 'written': group = group or 'product'; t = written_reviews(group)
     elif which == 'amazon': group = group or 'review'; t = amazon_reviews(group, root, download, verbose)
-    else: raise TaskError(f"There are no {shown(which)} reviews: choose 'written' or 'amazon'.")
+    elif which in (*ELSEWHERE, 'elsewhere'):
+        if group: raise TaskError(f'Sentences of {which} have no group {shown(group, 40)}: leave group out.')
+        group, t = dict(editorials='editorial', elsewhere='text or editorial').get(which, 'text'), rated_elsewhere(which, root, download, verbose)
+    else: raise TaskError(f"There are no {shown(which)} reviews: choose 'written', 'amazon', {', '.join(map(repr, ELSEWHERE))} or 'elsewhere'.")
     wants = dict(train=n_train, valid=.2 if n_valid is None else n_valid, test=.2 if n_test is None else n_test)
-    task = _text_task(t, f'{which} reviews', group, wants, seed, test_seed)
+    name = f'{which} reviews' if which in ('written', 'amazon') else 'sentences rated elsewhere' if which == 'elsewhere' else f'sentences of {which}'
+    task = _text_task(t, name, group, wants, seed, test_seed)
     if spread is not None: task.train = replace(task.train, shares=soft_labels(_ratings(task.train), spread))
     if verbose: print(task.source)
     return task

@@ -151,7 +151,7 @@ def schedule(
     warmup=.2,     # share of them in which the rate rises
     shape='cosine', # 'cosine': linear rise, cosine fall to 0; 'one-cycle': cosine from 1/25 to 1 and down to 1/250,000
 ):                 # factor between 0 and 1
-    "Share of the peak rate at a step (Loshchilov and Hutter 2017, equation 5, without restarts; one-cycle: Smith 2018, as in fastai)."
+    "Share of the peak rate at a step (Loshchilov and Hutter 2017, equation 5, without restarts; one-cycle: Smith 2018, as in PyTorch's OneCycleLR)."
     rise = max(1, round(steps * warmup))
     if shape == 'one-cycle':
         low, at = (1/25, 1 - step / max(1, rise - 1)) if step < rise - 1 else (4e-6, (step - rise + 1) / max(1, steps - rise))
@@ -315,9 +315,15 @@ def _deal(inputs, n, batches, generator):
 
 def _draw(model, inputs, labels, rows, plan, phase, start, generator, epoch=0):
     "One batch: what stage `start` takes, and labels or shares of labels."
-    x, y = take(inputs, rows) if start else model.preprocess(inputs[rows.numpy()]), labels[rows]
-    if phase.augment and torch.is_tensor(x): x = augment(x, generator, plan.crop, phase.size(epoch))       # texts come as they are
-    return mixup(x, y, len(model.classes), plan.mixup, generator) if plan.mixup else (x, y)
+    crops = phase.augment and not start                     # texts come as they are
+    x, size = (take(inputs, rows), None) if start else _pictures(model, inputs[rows.numpy()], crops)
+    if phase.augment and torch.is_tensor(x): x = augment(x, generator, plan.crop, phase.size(epoch) or size)
+    return mixup(x, labels[rows], len(model.classes), plan.mixup, generator) if plan.mixup else (x, labels[rows])
+
+def _pictures(model, pictures, crops):
+    "Pictures as the network takes them, and the size (h, w) of their crops where it is not their own: that of the middle which is looked at without crops."
+    if not crops or getattr(model.preprocess, 'centre', 1) == 1: return model.preprocess(pictures), None
+    return model.preprocess(pictures, whole=True), model.preprocess.seen(*pictures.shape[1:3])
 
 def _step(model, x, y, opt, plan, start, device):
     "One step of training; gives the loss. Raises TrainingError, with weights and statistics as before, where loss or gradient is no number."

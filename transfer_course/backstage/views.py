@@ -511,17 +511,26 @@ class DriftView(View):
         return drift_twin(self.view, self.at)
 
 # %% ../../nbs/backstage/views.ipynb #244b8b3b
+def _countable(study, metric, over):
+    "Raises ViewError where no verdict of the study can be taken so."
+    if over not in ('seeds', 'seeds and examples'): raise ViewError(f"over is {short(over, 40)!r}; it can be 'seeds' or 'seeds and examples'.")
+    if over == 'seeds': return
+    if metric != 'accuracy': raise ViewError(f"Over seeds and examples accuracy alone can be compared, not {short(metric, 40)!r}; use over='seeds'.")
+    if len({r['test'] for r in study.runs}) > 1:
+        raise ViewError("The seeds of this study have different test splits, so their examples can't be paired; use over='seeds'.")
+
 def choice(
     study,  # Study
     budget, # one of its budgets
     metric='accuracy', # or macro_f1
+    over='seeds',  # what its intervals count: 'seeds', or for accuracy 'seeds and examples', as `Study.verdict` has it
 ):          # dict: best, open (plans that can't be told from it), says (sentences)
     "Which plan was best at a measured budget, how sure that is, and what it costs."
     t = study.summary(metric); t = t[t.budget == budget].sort_values('mean', ascending=False)
     if not len(t): return dict(best='', open=[], says=[f'No run with {budget} labels has finished.'])
     best, rest, says, rivals = t.plan.iloc[0], list(t.plan.iloc[1:]), [], []
     for i, other in enumerate(rest):
-        try: v = study.verdict(best, other, budget, metric)
+        try: v = study.verdict(best, other, budget, metric, over)
         except ValueError as e: v = None; told = str(e)
         if v is None or not v.detectable: rivals.append(other)
         if i == 0: says.append(told if v is None else str(v))
@@ -530,7 +539,8 @@ def choice(
     if len(rest) > 1: says.append(f'The interval does not count that the best of {len(t)} was picked.')
     if rivals and cheap != best:
         says.append(f"Of those that can't be told apart, {short(cheap, 40)} costs least: "
-                    f'{time_word(cost[cheap])} a run, against {time_word(cost[best])} for {short(best, 40)}.')
+                    f'{(a := time_word(cost[cheap]))} a run, ' +
+                    ('hardly less than' if a == (b := time_word(cost[best])) else f'against {b} for') + f' {short(best, 40)}.')
     else: says.append(f'{short(best, 40)} took {time_word(cost[best])} a run, where the study ran'
                       + (", the least of those that can't be told apart." if rivals else '.'))
     return dict(best=best, open=rivals, says=says)
@@ -544,9 +554,10 @@ def answer(
     n,       # labels
     metric='accuracy', # or macro_f1
     choices=None, # {budget: what `choice` gave}, where they are known
+    over='seeds', # or 'seeds and examples'
 ):           # dict: labels, kind, near (budgets), headline, says
     "Say which plan to take with `n` labels, as far as that was measured."
-    choices = choices or {b: choice(study, b, metric) for b in study.budgets}
+    choices = choices or {b: choice(study, b, metric, over) for b in study.budgets}
     below, above = max((b for b in choices if b <= n), default=None), min((b for b in choices if b >= n), default=None)
     if below == above:
         return dict(labels=n, kind='measured', near=[n], headline=f'With {n:,} labels: {_verdict_words(choices[n])}.', says=choices[n]['says'])
@@ -577,11 +588,13 @@ def budget_facts(
     study,             # Study
     metric='accuracy', # or macro_f1
     more=(),           # further places of the slider
+    over='seeds',      # or 'seeds and examples'
 ):                     # dict, ready for JSON
-    "All that a budget view shows. Raises ViewError for a study without runs."
+    "All that a budget view shows. Raises ViewError for a study without runs, or one whose intervals can't be taken `over` what is asked."
     t, budgets = study.summary(metric), study.budgets
     if not len(t): raise ViewError('This study has no finished run yet; let compare run first.')
-    choices = {b: choice(study, b, metric) for b in budgets}; stops = sorted({*stops_of(budgets), *more})
+    _countable(study, metric, over)
+    choices = {b: choice(study, b, metric, over) for b in budgets}; stops = sorted({*stops_of(budgets), *more})
     lows, highs = t.low.fillna(t['mean']), t.high.fillna(t['mean'])
     step = next(s for s in (.02, .05, .1, .2, 1) if (highs.max() - lows.min()) / s <= 5)
     base, roof = math.floor(max(0, lows.min()) / step) * step, math.ceil(min(1, highs.max()) / step - 1e-9) * step
@@ -609,7 +622,8 @@ def budget_facts(
                 words=' '.join(choices[budgets[0]]['says']), xticks=[dict(at=x(b), text=f'{b:,}') for b in budgets],
                 yticks=[dict(at=y(base + i * step), text=f'{100 * (base + i * step):.0f}') for i in range(round((roof - base) / step) + 1)],
                 notes=f'Mean of {seeds[0] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"} seed{"s" * (seeds[-1] > 1)} on the test split' + (
-                        ', with 95% bands' if seeds[-1] > 1 else '; one seed has no band') +
+                        ', with 95% bands' if seeds[-1] > 1 else '; one seed has no band') + ('' if over == 'seeds' else
+                        '; the bands count seeds, the answer other examples like these too') +
                       '; the number of labels is on a logarithmic axis; seconds are the median of a run. Measured were only the marked budgets.')
 
 # %% ../../nbs/backstage/views.ipynb #60fe1705
@@ -655,11 +669,12 @@ class BudgetView(View):
         study,             # Study
         labels=None,       # where the slider stands first; None: the smallest budget
         metric='accuracy', # or macro_f1
+        over='seeds',      # 'seeds': the answer holds for these test examples; 'seeds and examples': for others like them as well (accuracy alone)
     ):
         if not all(hasattr(study, a) for a in ('summary', 'verdict', 'budgets')): raise ViewError(
                 f'BudgetView takes a Study, not {type(study).__name__}; compare(…) makes one.')
-        self.study, self.metric = study, metric
-        facts = budget_facts(study, metric); super().__init__(); self.view = facts
+        self.study, self.metric, self.over = study, metric, over
+        facts = budget_facts(study, metric, over=over); super().__init__(); self.view = facts
         self.ask(study.budgets[0] if labels is None else labels)
 
     def ask(self,
@@ -669,8 +684,8 @@ class BudgetView(View):
         if not _whole(n) or not 1 <= n <= 10**9: raise ViewError(f'The number of labels is a whole number from 1 on, not {short(n, 20)!r}.')
         places = [f['at'] for f in self.view['frames']]
         if places[0] < n < places[-1] and n not in places:
-            self.view = budget_facts(self.study, self.metric, [n]); places = [f['at'] for f in self.view['frames']]
-        self.at = min(range(len(places)), key=lambda i: abs(places[i] - n)); told = answer(self.study, n, self.metric)
+            self.view = budget_facts(self.study, self.metric, [n], self.over); places = [f['at'] for f in self.view['frames']]
+        self.at = min(range(len(places)), key=lambda i: abs(places[i] - n)); told = answer(self.study, n, self.metric, over=self.over)
         return ' '.join([told['headline'], *told['says']])
 
     @property
