@@ -25,6 +25,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from .backstage.downloads import sha256_of
+from .backstage.pictures import say
 from .backstage.text_models import ALIASES, FAMILIES, POOLS, TEXT_KINDS, TextInput, TextModelError, TextPool, cached, checksum
 from .backstage.text_models import cut_into_stages, fetch, packaged, positions_of, random_network, read_config, read_network
 from .backstage.text_models import read_tokenizer, words_of
@@ -433,7 +434,7 @@ def _text_files(name, pretrained):
     "(name, folder, in words where from) of a text network. Raises WeightsError."
     kind = TEXT_KINDS.get(ALIASES.get(name, name))
     if kind is None: return Path(name).expanduser().resolve().name, Path(name).expanduser(), f'weights from {Path(name).expanduser()}'
-    if folder := packaged(kind) or cached(kind):
+    if folder := packaged(kind) or cached(kind, pretrained):
         if pretrained: _checked_text(kind, folder)
     else: folder = _fetch_text(kind, pretrained)
     return kind.name, folder, f'weights from the package {kind.package}' if packaged(kind) else f'weights from the Hugging Face Hub, {kind.repo}'
@@ -458,7 +459,11 @@ def _text_backbone(name, pretrained, length, pool):
 def _notes(path):
     "What the .json file beside a weight file says of it, if there is one: checksum, class names."
     card = Path(path).with_suffix('.json')
-    return json.loads(card.read_text(encoding='utf-8')) if card.is_file() else {}
+    try: notes = json.loads(card.read_text(encoding='utf-8'))
+    except (OSError, ValueError): return {}                 # any file may have that name
+    notes = notes if isinstance(notes, dict) else {}
+    names = notes.get('names'); known = isinstance(names, list) and all(isinstance(n, str) for n in names)
+    return ({'sha256': notes['sha256']} if isinstance(notes.get('sha256'), str) else {}) | ({'names': names} if known else {})
 
 def _pocket():
     "Path of the weights that ship with the course."
@@ -482,6 +487,7 @@ def _with_weights(kind, path=None):
     if 'sha256' in notes and path.is_file(): _check(path, notes['sha256'])
     stages, classifier = _load(kind, _read(path), path)
     names = kind.enum.meta['categories'] if published else notes.get('names')
+    if names and (classifier is None or len(names) != classifier.out_features): names = None
     source = f'weights from {path}' if own else f'torchvision weights {kind.enum}, from {path}' if published else 'weights that ship with the course'
     return _bare(kind, stages, pretrained=True, source=source, classes=names, classifier=classifier)
 
@@ -510,7 +516,7 @@ def load_backbone(
     if centre is not None:
         backbone.preprocess = PictureInput(centre=centre)
         if centre < 1: backbone.source += f'; looks at the middle {centre:.0%} of each side'
-    if verbose: print(backbone)
+    if verbose: say(repr(backbone))
     return backbone
 
 # %% ../nbs/03_what_was_learned.ipynb #1c261d0b
@@ -539,10 +545,12 @@ def stage_table(
     from torch.utils.flop_counter import FlopCounterMode
     rows, mode = [], {m: m.training for m in model.modules()}
     model.eval()
-    for name, stage in model.stages.items():
-        with torch.no_grad(), FlopCounterMode(display=False) as counter: x = stage(x)
-        states = x if torch.is_tensor(x) else next(iter(x.values()))       # of texts: tokens × width
-        rows.append({'stage': name, 'hands on': ' × '.join(map(str, states.shape[1:])),
-                     'parameters': sum(p.numel() for p in stage.parameters()), 'million multiply-adds': counter.get_total_flops() / 2e6})
-    for m, training in mode.items(): m.training = training
+    try:
+        for name, stage in model.stages.items():
+            with torch.no_grad(), FlopCounterMode(display=False) as counter: x = stage(x)
+            states = x if torch.is_tensor(x) else next(iter(x.values()))       # of texts: tokens × width
+            rows.append({'stage': name, 'hands on': ' × '.join(map(str, states.shape[1:])),
+                         'parameters': sum(p.numel() for p in stage.parameters()), 'million multiply-adds': counter.get_total_flops() / 2e6})
+    finally:
+        for m, training in mode.items(): m.training = training
     return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .backstage.pictures import TaskError, checked_size, decode_first, index_folder, megabytes, next_groups, pet_folder
-from .backstage.pictures import pet_list, quotas, read_picture, relative, same_bytes, short, shown, strict_pillow, warn_memory
+from .backstage.pictures import pet_list, quotas, read_picture, relative, same_bytes, say, short, shown, strict_pillow, warn_memory
 from .backstage.pictures import whole, without_leaks
 
 from .backstage.review_files import ELSEWHERE, amazon_reviews, rated_elsewhere, soft_labels, written_reviews
@@ -208,6 +208,7 @@ def _drawn(n_train, n_valid, n_test, size, seed, domain, difficulty, verbose):
     for part, n in sizes.items():
         whole(f'n_{part}', n, len(CLASSES), 'at least one a class, and drawings have no end')
         if n > 500_000: raise TaskError(f'n_{part} is {n:,}, and a split has at most 500,000 drawings: ask for fewer.')
+    sizes = {part: int(n) for part, n in sizes.items()}
     if seed >= 10**6: raise TaskError(f'seed is {seed}: give a number below a million, since drawings of the test split begin there.')
     starts = dict(train=seed * 10**6, valid=seed * 10**6 + 500_000, test=10**12)   # no two ranges meet
     warn_memory(sum(sizes.values()), size)
@@ -232,11 +233,11 @@ def load_pets(
     verbose=True,      # say in one line what was loaded?
 ):                     # Task with the classes cat and dog
     "Load cats and dogs, drawn or photographed. Raises TaskError."
-    whole('seed', seed, 0)
+    whole('seed', seed, 0); seed = int(seed)                # NumPy's whole numbers may overflow
     if which == 'drawn': task = _drawn(n_train, n_valid, n_test, checked_size(size or 96), seed, domain, difficulty, verbose)
     elif which == 'photos': task = _photos(n_train, n_valid, n_test, checked_size(size or 128), seed, root, download, verbose)
     else: raise TaskError(f"There are no {shown(which)} pets: choose 'drawn' or 'photos'.")
-    if verbose: print(task.source)
+    if verbose: say(task.source)
     return task
 
 # %% ../nbs/02_the_task.ipynb #3ecc49bf
@@ -309,7 +310,7 @@ def from_folder(
     wants = dict(train=n_train, valid=valid, test=test) | {p.part: None for p in pictures if p.part in ('valid', 'test')}
     name = short(root.resolve().name, 60)
     task = _deal(pictures, classes, name, f'the folder {shown(root)}', wants, size, seed, skip, skipped, verbose)
-    if verbose: print(task.source)
+    if verbose: say(task.source)
     return task
 
 # %% ../nbs/02_the_task.ipynb #de7a917a
@@ -429,7 +430,7 @@ def load_reviews(
     name = f'{which} reviews' if which in ('written', 'amazon') else 'sentences rated elsewhere' if which == 'elsewhere' else f'sentences of {which}'
     task = _text_task(t, name, group, wants, seed, test_seed)
     if spread is not None: task.train = replace(task.train, shares=soft_labels(_ratings(task.train), spread))
-    if verbose: print(task.source)
+    if verbose: say(task.source)
     return task
 
 # %% ../nbs/02_the_task.ipynb #f17b2f05
@@ -456,5 +457,5 @@ def from_table(
     by = None if group is None else f'column {shown(group, 40)} in {where}'
     name = short(Path(table).stem if isinstance(table, (str, Path)) else 'table', 60)
     task = _text_task(t, name, by, dict(train=n_train, valid=valid, test=test), seed, test_seed, near)
-    if verbose: print(task.source)
+    if verbose: say(task.source)
     return task

@@ -9,9 +9,10 @@ __all__ = ['SENTIMENT', 'decoded', 'read_table', 'column', 'read_texts', 'Label'
 # %% ../../nbs/backstage/tables.ipynb #fa06136b
 import csv, hashlib, io, json, os, re, unicodedata, zlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def decoded(
     name = encoding or next((e for mark, e in _MARKS if data.startswith(mark)), 'utf-8')
     if name == 'utf-8' and data[:2000].count(0) > .2 * len(data[:2000]):
         raise TaskError(f"{where} is full of NUL bytes: if it is UTF-16, say encoding='utf-16-le'; else it is damaged, and has to be saved anew.")
-    try: text = data.decode(name)
+    if not isinstance(name, str): raise TaskError(f"encoding is {shown(name, 40)}: say for example 'utf-8', 'cp1252' or 'utf-16'.")
+    try: text = data.decode(name).removeprefix('\ufeff')
     except LookupError: raise TaskError(f"There is no encoding {shown(name, 40)}: say for example 'utf-8', 'cp1252' or 'utf-16'.") from None
     except UnicodeError as e:
         at = getattr(e, 'start', 0); line = data[:at].count(b'\n') + 1
@@ -53,14 +55,23 @@ def _separator(text, sep):
     first = re.split(r'[\r\n]', text.lstrip('\r\n'), maxsplit=1)[0]
     return sep or max(',\t;|', key=lambda s: (first.count(s), s == ','))
 
+def _swallowed(line, last, row, columns, sep, where):
+    "Raise TaskError where a field in quotes seems to have swallowed other rows: most of its lines are parted like rows."
+    inside = [s for field in row for s in re.split('\r\n|\n|\r', field)[1:-1] if s.strip()]
+    if columns > 1 and len(inside) > 1 and sum(s.count(sep) == columns - 1 for s in inside) > .8 * len(inside):
+        raise TaskError(f'The row that begins on line {line:,} of {where} ends on line {last:,}, and what is between looks like rows of its own: mend the '
+                        'quote at its beginning, or say quotes=False where quotes are plain characters.')
+
 def _records(text, where, sep, quotes):
     "The rows of a CSV, each a (line, list of fields). Raises TaskError."
+    try: rows = csv.reader(io.StringIO(text, newline=''), delimiter=sep, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
+    except (TypeError, ValueError): raise TaskError(f"sep is {shown(sep, 20)}: give the one character that parts the columns, such as ',' or '\\t'.") from None
     limit, out, line = csv.field_size_limit(), [], 1
     csv.field_size_limit(2**31 - 1)   # a review may be long
-    rows = csv.reader(io.StringIO(text, newline=''), delimiter=sep, strict=True, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE)
     try:
         for row in rows:
             if any(map(str.strip, row)): out.append((line, row))
+            if rows.line_num - line > 2 and out: _swallowed(line, rows.line_num, row, len(out[0][1]), sep, where)
             line = rows.line_num + 1
     except csv.Error as e:
         what = 'has a quote that is never closed' if 'unexpected end' in str(e) else f'cannot be read ({short(e, 80)})'
@@ -72,7 +83,9 @@ def _records(text, where, sep, quotes):
 def _from_csv(text, where, sep, quotes):
     "A DataFrame of texts from a CSV. Raises TaskError."
     import pandas as pd
-    (_, header), *rows = _records(text, where, _separator(text, sep), quotes)
+    records = _records(text, where, _separator(text, sep), quotes)
+    if not records: raise TaskError(f'{where} is empty: save the table anew.')
+    (_, header), *rows = records
     header = [name.strip() for name in header]
     while len(header) > 1 and not header[-1] and all(not ''.join(r[len(header) - 1:]).strip() for _, r in rows): header.pop()   # a separator at each line's end
     for line, row in rows:
@@ -205,17 +218,18 @@ def as_label(
     "Read one label."
     if isinstance(value, (bool, np.bool_)): return Label('truth value', str(value).lower(), str(bool(value)))
     if _missing(value): return None
-    if isinstance(value, Real): number = float(value)
+    if isinstance(value, Integral): number = int(value)     # whole numbers keep every digit
+    elif isinstance(value, Real): number = float(value)
     elif isinstance(value, str):
         value = ' '.join(unicodedata.normalize('NFC', value.replace('\0', ' ')).split())
         if value.lower() in _NONE: return None
         if m := _STARS.fullmatch(value):
             n = float(m[3]) if m[3] else sum(c in '★⭐🌟' for c in value)
             return Label('stars', n, f'{n:g} star' + 's' * (n != 1))
-        number = _number(value)
+        number = int(value) if re.fullmatch(r'[+-]?[0-9]{1,300}', value) else _number(value)
     else: raise TypeError(type(value).__name__)
     if number is None: return Label('word', value.casefold(), value)
-    return Label('number', number, f'{number:.12g}')
+    return Label('number', number, str(number) if isinstance(number, int) else f'{number:.12g}')
 
 # %% ../../nbs/backstage/tables.ipynb #70904bf4
 SENTIMENT = 'negative', 'neutral', 'positive'
@@ -288,6 +302,8 @@ def read_labels(
     elif isinstance(classes, dict):
         names = list(dict.fromkeys(str(n) for n in classes.values() if n is not None))
         known, said = {_key(k): None if n is None else names.index(str(n)) for k, n in classes.items()}, ''
+    elif isinstance(classes, (set, frozenset)) or not isinstance(classes, Iterable):
+        raise TaskError(f"classes is {shown(classes, 60)}: give a list of names, whose order counts, a dict, or 'sentiment'.")
     else:
         names = [str(n) for n in classes]
         known, said = _from_list([l for _, l in there], names, what)
@@ -319,7 +335,7 @@ def same_text(
     least=6, # near copies have at least so many words: "works fine" is said anew by many people
 ):           # list of n: for each the number of the first that says the same
     "Find copies, and near copies."
-    words = [re.findall(r'\w+', t.casefold()) or t.split() for t in texts]
+    words = [re.findall(r'\w+', unicodedata.normalize('NFC', t).casefold()) or t.split() for t in texts]
     first, out = {}, []
     for i, w in enumerate(words): out.append(first.setdefault(tuple(w), i))
     if near >= 1: return out
@@ -329,10 +345,12 @@ def same_text(
         return i
     runs = {i: _runs(words[i]) for i in sorted(set(out)) if len(words[i]) >= least}
     for i, mine in runs.items():
+        compared = set()
         for key in sorted(mine)[:8]:
             for j in filed.setdefault(key, [])[:50]:
-                if root(i) != root(j) and len(mine & runs[j]) >= near * len(mine | runs[j]):
-                    a, b = sorted((root(i), root(j))); top[b] = a
+                if j in compared or root(i) == root(j): continue
+                compared.add(j); both = len(mine & runs[j])
+                if both >= near * (len(mine) + len(runs[j]) - both): a, b = sorted((root(i), root(j))); top[b] = a
             filed[key].append(i)
     return [root(i) for i in out]
 
@@ -347,6 +365,7 @@ def whole_groups(
 ):               # bool [n], True for the chosen; None where no choice leaves every class to every split
     "Choose whole groups with about `n` examples and every class in its share."
     labels = np.asarray(labels)
+    if not len(labels): return None
     names, g = np.unique(np.asarray([str(k) for k in groups], dtype=object), return_inverse=True)
     counts = np.zeros((len(names), labels.max() + 1)); np.add.at(counts, (g, labels), 1)
     share, found = counts.sum(0) / len(labels), []
@@ -413,8 +432,8 @@ def _enough(bad, rows, where, skipped):
 
 def _groups(values, rows):
     "(keys, how many had none): a row without a group is a group of its own."
-    lost = [_missing(v) or isinstance(v, str) and not v.strip() for v in values]
-    def key(v): return str(int(v)) if isinstance(v, float) and v % 1 == 0 else short(v, None).strip()
+    lost = [_missing(v) or isinstance(v, str) and (not v.strip() or v.strip().lower() in _NONE) for v in values]
+    def key(v): return str(int(v)) if isinstance(v, float) and v % 1 == 0 else unicodedata.normalize('NFC', short(v, None).strip())
     return [f'row {r}' if no else key(v) for v, no, r in zip(values, lost, rows)], sum(lost)
 
 def share_of(

@@ -303,10 +303,11 @@ def _hub_cache():
 
 def cached(
     kind, # TextKind
+    weights=True, # the weights too?
 ):        # Path of the folder in the Hub's cache, or None
     "Find a network's files in the Hub's cache, without importing anything."
     folder = _hub_cache()/f'models--{kind.repo.replace("/", "--")}'/'snapshots'/kind.revision
-    return folder if all((folder/f).is_file() for f in _FILES) else None
+    return folder if all((folder/f).is_file() for f in _FILES[:None if weights else -1]) else None
 
 def fetch(
     kind,          # TextKind
