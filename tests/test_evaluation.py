@@ -222,3 +222,12 @@ def test_mistakes_of_another_split_are_refused(model, task):
     with pytest.raises(EvaluationError, match='not the one of the report'): r.mistakes(3, split=task.valid)
     back = Report('test', r.classes, r.labels, r.probabilities)                 # without names, the number of examples must do
     assert back.show_mistakes(2, split=task.test)
+
+
+def test_one_group_can_not_be_drawn_anew():
+    a, b = (answers() for _ in range(2)); a.groups = b.groups = ['g'] * len(a.labels)
+    with pytest.raises(EvaluationError, match='one group'): paired_difference(a, b)
+
+
+def test_a_folder_is_no_report(tmp_path):
+    with pytest.raises(EvaluationError): Report.load(tmp_path)

@@ -264,7 +264,7 @@ def test_no_interval_leaves_what_can_be():
 
 def test_less_calibration_error_is_no_defeat():
     s = made({20: .1})
-    for r in s.runs: r['ece'] = .1 + .05 * (r['plan'] == 'a') + .001 * r['seed']
+    for r in s.runs: r['ece'] = .1 + (.05 + 1e-4 * r['seed']) * (r['plan'] == 'a')
     assert 'a has 5.0 points of calibration error more than b' in s.verdict('a', 'b', 20, 'ece') and 'b has 5.0' in s.verdict('b', 'a', 20, 'ece')
     assert 'less than a' in s.verdict('b', 'a', 20, 'ece')
     with pytest.raises(StudyError, match='accuracy or macro_f1'): made({20: .1, 80: -.1}).crossover('a', 'b', 'ece')
@@ -353,3 +353,75 @@ def test_time_left_and_progress(capsys, tmp_path):
     assert studies._left([job], done + [dict(done[0], budget=40, seconds=5.)]) == 5
     grid(tmp_path, budgets=[4], seeds=1, progress=True); shown = capsys.readouterr().err
     assert '2/2 runs' in shown and 'left' in shown and isinstance(Study.load(tmp_path).table(), pd.DataFrame)
+
+
+# ---------------------------------------------------------------- what readers of the code found
+
+def test_a_claim_that_ctrl_c_left_behind_is_void_at_once(tmp_path):
+    left, mine = studies._Claim(tmp_path/'x.claim'), studies._Claim(tmp_path/'x.claim')
+    assert left.take() and not mine.void() and not mine.take(); left.live.discard(left.text)       # interrupted before the file was taken away
+    assert mine.void() and mine.take(); mine.free(); left.over.set(); assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_between_claim_and_run_frees_the_claim(tmp_path, monkeypatch):
+    import tqdm.auto; real, calls = tqdm.auto.tqdm.set_postfix_str, []
+    def once(self, *a, **k):
+        calls.append(1)
+        if len(calls) == 2: raise KeyboardInterrupt
+        return real(self, *a, **k)
+    monkeypatch.setattr(studies.tqdm, 'set_postfix_str', once); s = grid(tmp_path)
+    assert len(s.runs) == 1 and not list(tmp_path.glob('*.claim')); assert not grid(tmp_path).missing
+
+
+def test_validation_accuracy_is_that_of_the_weights_that_are_kept(tmp_path):
+    from transfer_course.backbones import attach_head
+    from transfer_course.evaluation import evaluate
+    from transfer_course.training import fit
+    plan, task = Plan('p', [Phase(8, None, .1)], patience=2), make_task()
+    r = compare(task, 'pocket-resnet', [plan], [16], 1, tmp_path, progress=False).runs[0]
+    model = attach_head(load_backbone('pocket-resnet', verbose=False), task, seed=0); history = fit(model, task.budget(16, 0), plan, seed=0, progress=False)
+    assert history.kept < len(history.rows) == r['epochs'], 'the fit went back, so that the question is asked'
+    assert r['valid_accuracy'] == pytest.approx(evaluate(model, task.valid).accuracy) == history.rows[history.kept - 1]['valid_accuracy']
+
+
+def test_one_group_is_no_sample_of_groups():
+    s = made({20: .1})
+    for r in s.runs: r['groups'] = [0] * 50
+    with pytest.raises(StudyError, match='one group'): s.verdict('a', 'b', 20, over='seeds and examples')
+
+
+def test_equal_gaps_are_not_certain():
+    s = made({20: .1}, seeds=2)
+    for r in s.runs: r['accuracy'] = .75 if r['plan'] == 'a' else .5
+    v = s.verdict('a', 'b', 20); assert not v.detectable and '+25.0 points of accuracy in each of the 2 seeds' in v and v.value == .25
+    for r in s.runs: r['accuracy'] = .5
+    assert 'no detectable difference' in s.verdict('a', 'b', 20)
+
+
+def test_a_lead_that_turns_twice_is_told_so():
+    c = made({10: .2, 20: -.2, 40: .2}).crossover('a', 'b')
+    assert 'turns 2 times: a is detectably ahead at 10, b is detectably ahead at 20, a is detectably ahead at 40' in c and len(c.between) == 2
+
+
+def test_mistakes_in_a_grid_are_one_sentence(tmp_path):
+    for more, match in ((dict(plans=feature_extraction), 'with their brackets'), (dict(plans=[feature_extraction]), 'with their brackets'),
+                        (dict(folder=tmp_path/'file'), 'cannot be a folder')):
+        (tmp_path/'file').write_text('x')
+        with pytest.raises(StudyError, match=match): grid(**more)
+    s = grid(plans=PLANS[0], budgets=4, seeds=np.int64(1)); assert len(s.runs) == 1 and not s.missing
+    assert not grid(plans=[PLANS[0]], budgets=[4], seeds=[0, 0, 1]).missing
+    seen = []; compare(None, **GRID | dict(plans=[PLANS[0]], budgets=[4], seeds=iter([3, 5])), make_task=lambda s: seen.append(s) or make_task(s))
+    assert seen == [3, 5]
+
+
+def test_a_plan_that_diverges_tells_what_became_of_the_others(tmp_path):
+    bad = Plan('bad', [Phase(2, None, 1e30)]); more = dict(plans=[PLANS[0], bad], budgets=[4], seeds=1)
+    with pytest.raises(StudyError, match='Finished runs are lost; give folder='): grid(**more)
+    with pytest.raises(StudyError, match='Finished runs are kept'): grid(tmp_path, **more)
+
+
+def test_equal_seconds_price_every_phase_of_a_plan_with_patience(tmp_path, monkeypatch):
+    plan = Plan('p', [Phase(4, -1, augment=False), Phase(4, None)], patience=1); asked = []; real = studies._trained
+    monkeypatch.setattr(studies, '_trained', lambda job, *a: asked.append(job.plan) or real(job, *a))
+    compare(make_task(), 'pocket-resnet', [plan, PLANS[0]], [16], 1, tmp_path, progress=False, equal='seconds')
+    assert [p.patience for p in asked if p.name == 'p'][:2] == [None, None] and asked[-1].patience == 1 or any(p.patience == 1 for p in asked)

@@ -29,7 +29,7 @@ def refused(call, *words):
     with pytest.raises(TaskError) as info: call()
     text = str(info.value)
     assert '\n' not in text and text.endswith('.') and len(text) < 600, text
-    assert text[0].isupper() or text[0] in "'0123456789" or text.startswith(('near', 'valid', 'test', 'seed', 'classes')), text
+    assert text[0].isupper() or text[0] in "'0123456789" or text.startswith(('near', 'valid', 'test', 'seed', 'classes', 'sep', 'encoding')), text
     assert info.value.__cause__ is None and (info.value.__context__ is None or info.value.__suppress_context__)
     for word in words: assert word in text, f'{word!r} is missing in: {text}'
     return info.value
@@ -394,3 +394,58 @@ def test_the_table_is_read_only_once_and_rows_count_from_one(tmp_path):
     frame, where, skipped = read_table(save(tmp_path/'a.csv', csv_of(table(5))))
     assert frame.index.tolist() == [1, 2, 3, 4, 5] and where == f"'{tmp_path/'a.csv'}'" and texts_of(frame, where, 'text',
             'label').ids == list('12345') and not skipped
+
+
+# ---------------------------------------------------------------- what readers of the code found
+
+def saved(path, text, **more):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode()); return lambda: from_table(path, verbose=False, **more)
+
+
+def test_whole_numbers_keep_every_digit():
+    rows = pd.DataFrame(dict(text=[f'text number {i} of so many' for i in range(60)], label=['900000000000000001', '900000000000000002', '5'] * 20))
+    assert from_table(rows, verbose=False, near=1).classes == ['5', '900000000000000001', '900000000000000002']
+    codes = from_table(rows.assign(label=['4006381333931', '4006381333932', '5'] * 20), verbose=False, near=1).classes
+    assert codes == ['5', '4006381333931', '4006381333932']
+    mixed = rows.assign(label=[5, 5., '5', 6, '6.0', 6.] * 10); assert from_table(mixed, verbose=False, near=1).classes == ['5', '6']
+    assert as_label('007').name == '7' and as_label(np.int64(2**62 + 1)).name == str(2**62 + 1) and as_label('2.50').name == '2.5'
+
+
+def test_quotes_that_swallow_rows_are_told(tmp_path):
+    lines = ['text\tlabel'] + [f'{chr(34) if i == 5 else ""}row {i} says this{chr(34) if i == 45 else ""}\t{"ab"[i % 2]}' for i in range(60)]
+    refused(saved(tmp_path/'t.tsv', '\n'.join(lines)), 'line 7', 'looks like rows of its own', 'quotes=False')
+    assert sum(map(len, saved(tmp_path/'t.tsv', '\n'.join(lines), quotes=False, near=1)().splits)) == 60
+    letters = ['text,label'] + [f'"Dear sir,\nyour {i} came late.\nIt works, though.\nYours, me",{"ab"[i % 2]}' for i in range(40)]
+    assert sum(map(len, saved(tmp_path/'letters.csv', '\n'.join(letters), near=1)().splits)) == 40, 'a letter with commas is no row'
+
+
+def test_odd_files_and_arguments_are_one_sentence(tmp_path):
+    good = 'text,label\n' + '\n'.join(f'sentence number {i} of them,{"ab"[i % 2]}' for i in range(40))
+    assert len(saved(tmp_path/'bom.csv', b'\xef\xbb\xbf' + good.encode(), encoding='utf-8', near=1)().train) == 24
+    for text in (b'\xef\xbb\xbf', ',,\n,,\n'): refused(saved(tmp_path/'e.csv', text), 'is empty')
+    for sep in ('||', 5): refused(saved(tmp_path/'g.csv', good, sep=sep), 'sep is', 'one character')
+    refused(saved(tmp_path/'g.csv', good, encoding=5), "encoding is '5'")
+    for classes in ({'a', 'b'}, 2): refused(saved(tmp_path/'g.csv', good, classes=classes), 'whose order counts')
+    import csv; assert csv.field_size_limit() == 131072, 'a table that is refused leaves the limit as it was'
+    same = pd.DataFrame(dict(text=['one and', 'two and', 'three and', 'four and'] * 4, label=['a', 'b'] * 8, g=[i // 4 for i in range(16)]))
+    refused(lambda: from_table(same, group='g', verbose=False))
+
+
+def test_accents_written_in_two_ways_are_the_same_text_and_group():
+    import unicodedata
+    texts = [f'điều {i} này rất tốt và đẹp số {i * i}' for i in range(30)]; both = [unicodedata.normalize(f, t) for t in texts for f in ('NFC', 'NFD')]
+    assert same_text(both, 1) == [i // 2 * 2 for i in range(60)] and same_text(both) == same_text(both, 1)
+    rows = pd.DataFrame(dict(text=[f'text {i} of José' for i in range(60)], label=['a', 'b'] * 30,
+                             g=[unicodedata.normalize(('NFC', 'NFD')[i % 2], f'José {i // 6}') for i in range(60)]))
+    task = from_table(rows, group='g', verbose=False, near=1); assert len({g for s in task.splits for g in s.groups}) == 10
+    lost = from_table(rows.assign(g=['NA'] * 30 + [f'g{i}' for i in range(30)]), group='g', verbose=False, near=1)
+    assert '30 rows without a group stand alone' in lost.source
+
+
+def test_near_copies_are_the_same_as_by_hand():
+    "Comparing each pair once, and by sizes, finds what comparing all of them did."
+    rng = random.Random(0); words = [f'w{i}' for i in range(40)]
+    texts = [' '.join(rng.choice(words) for _ in range(12)) for _ in range(30)]; texts += [t.rsplit(' ', rng.randrange(1, 5))[0] for t in texts] + texts[:5]
+    def runs(t): w = t.split(); return {tuple(w[i:i + 3]) for i in range(len(w) - 2)}
+    for i, j in enumerate(same_text(texts)): assert i == j or len(runs(texts[i]) & runs(texts[j])) / len(runs(texts[i]) | runs(texts[j])) > .2, (i, j)
+    assert len(set(same_text(texts))) < 45 and same_text(texts)[60:] == same_text(texts)[:5]

@@ -680,3 +680,64 @@ def test_groups_may_come_as_an_array():
     s = Split('train', ['a', 'b', 'c'], [0, 1, 0], ['1', '2', '3'], groups=np.array([7, 7, 9]))
     assert s.subset([2, 0]).groups == [9, 7]
     with pytest.raises(TaskError, match='2 groups for 3 examples'): Split('train', ['a', 'b', 'c'], [0, 1, 0], ['1', '2', '3'], groups=[1, 2])
+
+
+# ---------------------------------------------------------------- what readers of the code found
+
+def test_output_without_such_letters_loses_no_task(tmp_path):
+    code = ("from transfer_course.tasks import load_pets; from transfer_course.backbones import load_backbone\n"
+            "load_pets('drawn', 4, 4, 4, size=32); load_backbone('pocket-resnet')")
+    for encoding in ('cp1252', 'ascii'):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, env=os.environ | dict(PYTHONIOENCODING=encoding))
+        assert done.returncode == 0 and b'pocket-resnet: stem ? layer1' in done.stdout, done.stderr[-500:]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for i, name in enumerate(('bus', 'car', 'train')):
+        (tmp_path/'a'/name).mkdir(parents=True)
+        for k in range(8): Image.new('RGB', (40, 40), (80 * i, 20 * k, 9)).save(tmp_path/'a'/name/f'{k}.png')
+    assert from_folder(tmp_path/'a', size=32, verbose=False).classes == ['bus', 'car', 'train']
+    for kind in ('diesel', 'steam'):
+        (tmp_path/'a'/'train'/kind).mkdir()
+        for k in range(8): (tmp_path/'a'/'train'/f'{k}.png').replace(tmp_path/'a'/'train'/kind/f'{k}.png') if kind == 'diesel' else \
+            Image.new('RGB', (40, 40), (9, 9, 20 * k)).save(tmp_path/'a'/'train'/kind/f'{k}.png')
+    refused(lambda: from_folder(tmp_path/'a', size=32, verbose=False), 'not plain what the classes are')
+
+
+def test_threads_that_read_pictures_leave_warnings_as_they_were(tmp_path):
+    Image.new('RGB', (40, 40)).save(tmp_path/'x.png'); before, cut = list(warnings.filters), ImageFile.LOAD_TRUNCATED_IMAGES
+    def read():
+        for _ in range(30): read_picture(tmp_path/'x.png', 32)
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert warnings.filters == before and ImageFile.LOAD_TRUNCATED_IMAGES == cut and not files._strict['depth']
+
+
+def test_what_is_no_fault_of_a_picture_stops(tmp_path, monkeypatch):
+    Image.new('RGB', (40, 40)).save(tmp_path/'x.png')
+    for error, words in ((MemoryError(), 'Memory ran out'), (OSError(24, 'Too many open files'), 'no fault of the picture')):
+        def fail(*a, error=error): raise error
+        monkeypatch.setattr(files, '_decode', fail)
+        with files.strict_pillow(): refused(lambda: files.try_picture(tmp_path/'x.png', 32), words)
+
+
+def test_two_processes_fetch_the_pets_once(tmp_path, monkeypatch):
+    "The second waits for the first and takes what it finds."
+    import torchvision.datasets; began = []
+    class Pets:
+        def __init__(self, side, download):
+            began.append(threading.get_ident()); folder = Path(side)/'oxford-iiit-pet'
+            for part in ('images', 'annotations'): (folder/part).mkdir(parents=True)
+            threading.Event().wait(.4); (folder/'images'/'last.jpg').write_bytes(b'x')
+    monkeypatch.setattr(torchvision.datasets, 'OxfordIIITPet', Pets); found = []
+    monkeypatch.setattr(files, '_fetch_pets', functools.partial(files._fetch_pets, need=1))
+    threads = [threading.Thread(target=lambda: found.append((files.pet_folder(tmp_path, verbose=False)/'images'/'last.jpg').is_file())) for _ in range(3)]
+    for t in threads: t.start(); threading.Event().wait(.1)
+    for t in threads: t.join()
+    assert found == [True] * 3 and len(began) == 1 and [p.name for p in tmp_path.iterdir()] == ['oxford-iiit-pet']
+
+
+def test_numbers_of_numpy_are_numbers():
+    a, b = (load_pets('drawn', n(4), n(4), n(4), size=32, seed=seed, verbose=False) for n, seed in ((int, 3000), (np.uint8, np.int32(3000))))
+    assert a.train.ids == b.train.ids and (a.train.inputs == b.train.inputs).all()

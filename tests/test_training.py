@@ -730,3 +730,26 @@ def test_a_watcher_may_end_the_training_and_must_be_callable(model, task):
     history = fit(model, task, Plan('p', [Phase(5, -1, 1e-2)], batch=8), progress=False, watch=enough)
     assert len(history.rows) == 2 and 'keyboard' in history.stopped and told == [False, False, False, True]
     with pytest.raises(TypeError, match='watch is 3'): fit(model, task, Plan('p', [Phase(1)]), progress=False, watch=3)
+
+
+def test_numbers_of_numpy_are_numbers(task, tmp_path):
+    plan = Plan('p', [Phase(np.int64(2), lr=np.float32(1e-3))], batch=8.); model = head_on(task); history = fit(model, task, plan, progress=False)
+    assert len(history.rows) == 2 and History.load(history.save(tmp_path/'h.json')).plan.batch == 8 and type(plan.phases[0].lr) is float
+    for odd in (dict(clip=None), dict(crop='x'), dict(warmup=None)):
+        with pytest.raises(ValueError, match='can not be meant'): fit(model, task, Plan('p', [Phase(1)], **odd), progress=False)
+    with pytest.raises(ValueError, match='phase is 3'): learning_rate_range(model, task, plan, phase=3)
+
+
+def test_one_epoch_keeps_nothing_beyond_the_limit(task, monkeypatch):
+    import transfer_course.training as t
+    plan = Plan('p', [Phase(1, -1, augment=False)]); model = head_on(task); assert t._once(model, plan, plan.phases[0], task.train.inputs)[0]
+    monkeypatch.setattr(t, 'caching_pays', lambda *a: (False, 'Features kept below it would take 9 MB, more than the limit of 1 MB.'))
+    assert not t._once(model, plan, plan.phases[0], task.train.inputs)[0]
+
+
+def test_a_watcher_that_fails_at_the_end_leaves_the_checkpoint(task, tmp_path):
+    def fail(facts):
+        if facts.get('done'): raise RuntimeError('the disk of the watcher is full')
+    path = tmp_path/'c'
+    with pytest.raises(RuntimeError, match='watcher'): fit(head_on(task), task, Plan('p', [Phase(2)]), progress=False, checkpoint=path, watch=fail)
+    assert path.exists() and len(fit(head_on(task), task, Plan('p', [Phase(2)]), progress=False, checkpoint=path).rows) == 2 and not path.exists()

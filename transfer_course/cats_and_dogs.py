@@ -98,7 +98,8 @@ def race_plans(
     epochs=40, # passes over the training split, the same number for every plan
     **options, # more fields of `Plan` for the plans that train stages of the backbone
 ):             # list of five Plan
-    "Name the five ways that the case study compares."
+    "Name the five ways that the case study compares. Raises ValueError below six epochs, which the phases of gradual unfreezing need."
+    if epochs < 6: raise ValueError(f'epochs is {epochs!r}; give 6 or more, since gradual unfreezing has five phases.')
     part = max(1, epochs // 8)
     return [from_scratch(epochs, **options), feature_extraction(epochs), replace(feature_extraction(epochs, augment=True), name='frozen with crops'),
             gradual_unfreezing(part, last=epochs - 4 * part, **options), fine_tuning(epochs - part, head_epochs=part, **options)]

@@ -326,7 +326,7 @@ class Report(_Figures, _Mistakes, _Drawings, Shown):
         "Load a report. Raises EvaluationError for a file that holds none."
         try: r = json.loads(Path(path).read_text(encoding='utf-8'))
         except FileNotFoundError: raise EvaluationError(f'There is no report {str(path)!r}; check the path.') from None
-        except ValueError: r = None
+        except (OSError, ValueError): r = None
         if not isinstance(r, dict) or r.get('format') != 'transfer_course report 1':
             raise EvaluationError(f'{str(path)!r} is no report of this course, or it is cut short; save it anew with report.save.')
         return cls(r['split'], r['classes'], np.array(r['labels'], np.int64), np.array(r['probabilities'], r['dtype']), r['ids'], r['groups'])
@@ -400,6 +400,7 @@ def paired_difference(
     _same_examples(a, b)
     c, n, rng = len(a.classes), len(a.labels), np.random.default_rng(seed)
     group = np.unique([str(g) for g in a.groups], return_inverse=True)[1] if a.groups else np.arange(n)
+    if a.groups and n and not group.max(): raise EvaluationError('All examples are of one group; compare on a split of two groups or more.')
     cells = [np.zeros((group.max() + 1, c * c)) for _ in (a, b)]                  # one confusion matrix a group
     for m, r in zip(cells, (a, b)): np.add.at(m, (group, r.labels.astype(int) * c + r.predictions), 1)
     score = macro_f1 if metric == 'macro F1' else lambda m: np.trace(m, axis1=-2, axis2=-1) / m.sum((-2, -1))

@@ -18,7 +18,7 @@ from .training import feature_extraction, fine_tuning, from_scratch, gradual_unf
 
 # %% ../nbs/10_product_reviews.ipynb #5cd989fc
 def review_plans(
-    epochs=4,  # passes over the training split of the plans that train layers
+    epochs=4,  # passes of fine-tuning over the training split; gradual unfreezing makes about as many, from scratch twice as many
     **options, # more fields of `Plan` for these
 ):             # list of five Plan
     "Name the five ways that the case study on texts compares."

@@ -59,8 +59,10 @@ def weights_print(
 ):            # str
     "Fingerprint of every weight and buffer of a backbone, of how it reads and pools texts, and of how much of a picture it looks at."
     from transfer_course.backstage.feature_files import hashed
-    reads = [backbone.preprocess.settings, backbone.pool()] if hasattr(backbone.preprocess, 'settings') else \
-        [c] if (c := getattr(backbone.preprocess, 'centre', 1)) != 1 else []
+    from transfer_course.backbones import PictureInput
+    from transfer_course.backstage.feature_files import described
+    make = backbone.preprocess; plain = isinstance(make, PictureInput) and (make.transforms or described(make) == described(PictureInput()))
+    reads = [make.settings, backbone.pool()] if hasattr(make, 'settings') else [] if plain else [described(make)]
     return _digest(backbone.name, hashed(backbone.stages.state_dict()), *reads)
 
 # %% ../nbs/08b_studies.ipynb #3c0e8176
@@ -92,6 +94,7 @@ def _read(path, form=FORMAT):
 class _Claim:
     "Says to other processes that this one is at work on a run."
     beat, silence = 5, 60  # seconds between signs of life, and without one until the claim is void
+    live = set()           # texts of the claims that this process holds
 
     def __init__(self, path): self.path, self.over, self.text = Path(path), threading.Event(), f'{os.getpid()} {socket.gethostname()} {time.time()}'
 
@@ -99,7 +102,8 @@ class _Claim:
         "Is the owner of the file dead, or silent for too long?"
         try:
             if time.time() - self.path.stat().st_mtime > self.silence: return True
-            pid, host, _ = self.path.read_text().split()
+            text = self.path.read_text(); pid, host, _ = text.split()
+            if (pid, host) == (str(os.getpid()), socket.gethostname()): return text not in self.live     # left over where Ctrl-C came in between
             if host != socket.gethostname() or os.name != 'posix': return False
             os.kill(int(pid), 0)                       # signal 0 asks whether the process is there
         except ProcessLookupError: return True
@@ -113,7 +117,7 @@ class _Claim:
             except FileExistsError:
                 if not self.void(): return False
                 self.path.unlink(missing_ok=True); continue
-            os.write(handle, self.text.encode()); os.close(handle)
+            self.live.add(self.text); os.write(handle, self.text.encode()); os.close(handle)
             threading.Thread(target=self._live, daemon=True).start()
             return True
         return False
@@ -125,7 +129,7 @@ class _Claim:
 
     def free(self):
         "Give the claim back, if it is still ours."
-        self.over.set()
+        self.over.set(); self.live.discard(self.text)
         try:
             if self.path.read_text() == self.text: self.path.unlink()
         except OSError: pass
@@ -137,7 +141,7 @@ def _trained(job, part, backbone, device):
     from transfer_course.training import TrainingError, fit
     model = attach_head(backbone, part, seed=job.seed)
     try: history = fit(model, replace(part, test=part.test.subset([])), job.plan, seed=job.seed, progress=False, device=device)
-    except TrainingError as e: raise StudyError(f'Run stopped (budget {job.budget}, seed {job.seed}): {e} Finished runs are kept.') from None
+    except (TrainingError, ValueError) as e: raise StudyError(f'Run stopped (budget {job.budget}, seed {job.seed}): {e}') from None
     if 'keyboard' in history.stopped: raise KeyboardInterrupt
     return model, history
 
@@ -151,7 +155,7 @@ def _do(job, part, backbone, folder, device):
     "Do one run: train, read the test split once, keep the answers. Gives the record."
     model, history = _trained(job, part, backbone, device)
     with open(folder/'reads.log', 'ab', 0) as book: book.write(f'{job.name}\n'.encode())      # one write, so that lines of two processes stay whole
-    report, last = evaluate(model, part.test), history.rows[-1] if history.rows else {}
+    report, last = evaluate(model, part.test), history.rows[history.kept - 1] if history.kept else {}      # the epoch whose weights it has
     record = dict(format=FORMAT, plan=job.plan.name, how=repr(job.plan), budget=job.budget, seed=job.seed, accuracy=report.accuracy,
                   macro_f1=float(report.table.loc['macro mean', 'f1']), ece=report.ece, valid_accuracy=last.get('valid_accuracy'),
                   epochs=len(history.rows), seconds=history.seconds, predictions=report.predictions.tolist(), labels=report.labels.tolist(),
@@ -166,7 +170,7 @@ def _trial(plan, budget, task, backbone, path, device):
     fixed, epochs = 0., [.1] * len(plan.phases)
     for _ in range(2):                                 # the first time warms up, and tells how many epochs make a tenth of a second
         counts = [2 if s > .05 else min(30, round(.1 / max(s, 1e-3))) for s in epochs]; ends = np.cumsum(counts)
-        timed = replace(plan, phases=[replace(p, epochs=c) for p, c in zip(plan.phases, counts)])
+        timed = replace(plan, patience=None, phases=[replace(p, epochs=c) for p, c in zip(plan.phases, counts)])
         _, history = _trained(_Job(timed, budget, 0, {}), task.budget(budget, 0), backbone, device); each = [r['seconds'] for r in history.rows]
         fixed, epochs = max(0., history.seconds - sum(each)), [float(np.median(each[e - c:e] or each)) for e, c in zip(ends, counts)]
     return _first(path, dict(format='transfer_course trial 1', plan=plan.name, budget=budget, fixed=fixed, epochs=epochs))
@@ -194,6 +198,8 @@ def _over_both(hits, groups=None):
     "Mean difference of answers [seeds, examples] and its 95% interval for other seeds and other `groups` of examples; never narrower than over seeds."
     from scipy.stats import t
     k, n = hits.shape; mean = hits.mean()
+    if groups is not None and len(set(groups)) < 2:
+        raise StudyError("All test examples are of one group, which tells nothing of other groups; use over='seeds'.")
     sums = np.bincount(np.arange(n) if groups is None else groups, hits.mean(0) - mean); g = len(sums)     # of each group; examples are groups of one
     half = t.ppf(.975, k - 1) * sqrt(hits.mean(1).var(ddof=1) / k + (sums**2).sum() * g / max(1, g - 1) / n**2)
     return mean, mean - half, mean + half
@@ -215,7 +221,11 @@ def _say(a, b, budget, metric, value, low, high, seeds, over):
     value, low, high = (min(1, max(-1, round(v, 9))) for v in (value, low, high))      # the same figures in any order of summing; no gap is wider than all
     x, y = (short(n, 40) for n in (a, b)); points = f'points of {WORDS[metric]}'
     figures = f'({100 * low:+.1f} to {100 * high:+.1f}, 95% interval over {seeds} paired {over})'
-    if metric == 'ece' and (low > 0 or high < 0):      # less is better
+    if low == high != 0:                               # an interval of width 0 would be sure of itself for want of evidence
+        text = (f'With {budget} labels, {x} less {y} is {100 * value:+.1f} {points} in each of the {seeds} seeds, so nothing tells how much of that '
+                'is chance; more seeds would.')
+        low = high = float('nan')
+    elif metric == 'ece' and (low > 0 or high < 0):    # less is better
         text = f'With {budget} labels, {x} has {100 * abs(value):.1f} {points} {"more" if low > 0 else "less"} than {y} {figures}.'
     elif low > 0: text = f'With {budget} labels, {x} is ahead of {y} by {100 * value:.1f} {points} {figures}.'
     elif high < 0: text = f'With {budget} labels, {x} is behind {y} by {-100 * value:.1f} {points} {figures}.'
@@ -244,8 +254,9 @@ def _tell_crossing(a, b, budgets, verdicts):
         text = f'The curves do not cross from {budgets[0]} to {budgets[-1]} labels: {said}, detectably at {len(wins)} of {len(budgets)} budgets.'
     elif turns:
         (low, high), first = turns[0], next(p for n, p in wins if n == turns[0][0])
-        text = (f'{lead(first)[0]} is detectably ahead up to {low} labels, {lead(first)[1]} from {high} labels on; '
-                f'the means cross at about {" and ".join(map(str, at))}.')
+        text = (f'{lead(first)[0]} is detectably ahead up to {low} labels, {lead(first)[1]} from {high} labels on; ' if len(turns) == 1 else
+                f'The lead turns {len(turns)} times: ' + ', '.join(f'{lead(p)[0]} is detectably ahead at {n}' for n, p in wins) + ' labels; ')
+        text += f'the means cross at about {" and ".join(map(str, at))}.'
     else:
         text = (f'The means cross at about {" and ".join(map(str, at))} labels, but no two budgets show detectable leads of different plans: '
                 'whether the curves cross is open; more seeds would tell.')
@@ -412,7 +423,11 @@ def _collect(folder, grid):
 # %% ../nbs/08b_studies.ipynb #4b5b18df
 def _checked_grid(task, plans, budgets, seeds, equal, seconds):
     "Raise StudyError, in one sentence, where a grid can't be run. Gives plans, budgets and seeds as lists."
-    plans, budgets = list(plans), sorted({*budgets}); seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    from transfer_course.training import Plan
+    plans, budgets = [plans] if isinstance(plans, Plan) or callable(plans) else list(plans), [budgets] if isinstance(budgets, (int, np.integer)) else budgets
+    budgets = sorted({int(n) if isinstance(n, np.integer) else n for n in budgets})
+    if (odd := next((p for p in plans if not isinstance(p, Plan)), None)) is not None:
+        raise StudyError(f'{odd!r:.60} is no plan; give a list of Plan, for example [feature_extraction(), fine_tuning()], with their brackets.')
     if not (plans and budgets and seeds): raise StudyError('A study needs at least one plan, one budget and one seed.')
     if double := next((p.name for i, p in enumerate(plans) if p.name in [q.name for q in plans[:i]]), None):
         raise StudyError(f'Two plans are called {short(double, 40)!r}; give one of them another name, for example with dataclasses.replace(plan, name=…).')
@@ -470,12 +485,15 @@ def compare(
     Raises StudyError for a grid that can't be run."""
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
-            study = compare(task, backbone, plans, budgets, seeds, temporary, progress, make_task, equal, seconds, device)
+            try: study = compare(task, backbone, plans, budgets, seeds, temporary, progress, make_task, equal, seconds, device)
+            except StudyError as e: raise StudyError(str(e).replace('runs are kept.', 'runs are lost; give folder= to keep them.')) from None
         study.folder = None
         return study
     from transfer_course.backbones import load_backbone
-    folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    first = make_task(next(iter(range(seeds) if isinstance(seeds, int) else seeds), 0)) if make_task else task
+    folder, seeds = Path(folder), list(dict.fromkeys(range(seeds) if isinstance(seeds, (int, np.integer)) else seeds))
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise StudyError(f'{str(folder)!r} cannot be a folder ({e.strerror}); give another folder=.') from None
+    first = make_task(seeds[0] if seeds else 0) if make_task else task
     plans, budgets, seeds = _checked_grid(first, plans, budgets, seeds, equal, seconds)
     network = load_backbone(backbone, verbose=False) if isinstance(backbone, str) else backbone; weights = weights_print(network)
     asked = dict(task=first.name, backbone=network.name, plans={p.name: repr(p) for p in plans}, budgets=budgets, seeds=seeds, equal=equal, seconds=seconds)
@@ -495,6 +513,7 @@ def compare(
             later = [j for s in seeds[i + 1:] for j in jobs_of(s, '' if make_task else prints[seed]) if not (folder/f'{j.name}.json').is_file()]
             _work(jobs_of(seed, prints[seed]), later, now, network, folder, device, bar, done)
     except KeyboardInterrupt: pass
+    except StudyError as e: raise StudyError(f'{e} Finished runs are kept.' if any((folder/f'{n}.json').is_file() for n in grid['names']) else str(e)) from None
     finally: bar.close()
     return _collect(folder, grid)
 
@@ -513,10 +532,11 @@ def _work(jobs, later, task, backbone, folder, device, bar, done):
             record, claim = _read(folder/f'{job.name}.json'), _Claim(folder/f'{job.name}.claim')
             if record is not None and claim.void(): claim.path.unlink(missing_ok=True)      # its owner died between keeping the run and giving the claim back
             if record is None:
-                if not claim.take(): continue
-                left = _left(todo + later, done); named = f'{short(job.plan.name, 24)}, {job.budget} labels, seed {job.seed}'
-                bar.set_postfix_str(('' if left is None else f'about {_clock(left)} left; ') + named)
-                try: record = _read(folder/f'{job.name}.json') or _do(job, task.budget(job.budget, job.seed), backbone, folder, device)
-                finally: claim.free()
+                try:
+                    if not claim.take(): continue
+                    left = _left(todo + later, done); named = f'{short(job.plan.name, 24)}, {job.budget} labels, seed {job.seed}'
+                    bar.set_postfix_str(('' if left is None else f'about {_clock(left)} left; ') + named)
+                    record = _read(folder/f'{job.name}.json') or _do(job, task.budget(job.budget, job.seed), backbone, folder, device)
+                finally: claim.free()                        # takes nothing away that is not ours
             done.append(record); todo.remove(job); bar.update()
         if len(todo) == before: time.sleep(.3)            # the rest is being done elsewhere

@@ -31,13 +31,19 @@ from tqdm.auto import tqdm
 
 from .backbones import StagedModel, TextInput
 from .backstage.assets import remove_parts, replace_file, write_json
-from .backstage.feature_files import Tokens, described, each, hashed, hashed_data
+from .backstage.feature_files import Tokens, described, each, hashed, hashed_data, nbytes
 from .backstage.plots import OKABE_ITO
 from .backstage.text_models import dropout_for, like_lengths
 from .features import autocast, best_device, caching_pays, run, take
 from .freezing import freeze_until, learning_rates, stage_index
 
 # %% ../nbs/07_fine_tuning.ipynb #51236784
+def _plain_numbers(thing):
+    "Make NumPy's numbers Python's, in place, and whole numbers of what is counted."
+    for f in fields(thing):
+        v = getattr(thing, f.name); v = v.item() if isinstance(v, np.generic) else v
+        setattr(thing, f.name, int(v) if f.name in ('epochs', 'batch', 'patience') and isinstance(v, float) and v.is_integer() else v)
+
 @dataclass
 class Phase:
     "One stretch of training: how long, from which stage on, how fast."
@@ -49,7 +55,7 @@ class Phase:
     sizes: tuple = ()   # sides of the crops in pixels, one after the other, each for an equal share of the epochs; empty: as the pictures are
 
     def __post_init__(self):
-        self.sizes = tuple(self.sizes)
+        _plain_numbers(self); self.sizes = tuple(s.item() if isinstance(s, np.generic) else s for s in self.sizes)
         if not all(isinstance(s, int) and s > 0 for s in self.sizes): raise ValueError(f'sizes is {self.sizes!r}; it lists sides of pictures in pixels.')
         if self.sizes and not self.augment: raise ValueError(f'sizes {self.sizes} are those of random crops: set augment=True, or leave them out.')
 
@@ -86,6 +92,7 @@ class Plan:
     cache: object = 'auto' # compute the frozen part once? 'auto': in phases that do not augment; True: insist; False: never
 
     def __post_init__(self):
+        _plain_numbers(self)
         for name, (allowed, fits) in _OPTIONS.items():
             if not fits(getattr(self, name)): raise ValueError(f'{name} is {getattr(self, name)!r} in plan {self.name!r}; it can be {allowed}.')
 
@@ -270,9 +277,9 @@ def _once(model, plan, phase, inputs=None):
     if cut == model.names[0]: return False, 'nothing computed once, since every stage trains' + (_table_costs(model) if texts else '')
     if phase.augment and not texts: return False, f'nothing computed once, since each of {epochs} draws new crops'
     if plan.cache is False: return False, 'nothing computed once, since the plan says cache=False'
-    if plan.cache == 'auto' and inputs is not None and phase.epochs > 1:
-        pays, reason = caching_pays(model, inputs, cut, phase.epochs)
-        if not pays: return False, f'nothing computed once: {reason[0].lower()}{reason[1:-1]}'
+    if plan.cache == 'auto' and inputs is not None:
+        pays, reason = caching_pays(model, inputs, cut, max(2, phase.epochs))
+        if not pays and (phase.epochs > 1 or 'limit' in reason): return False, f'nothing computed once: {reason[0].lower()}{reason[1:-1]}'
     return True, f'features computed once: {epochs} would have run the frozen part {phase.epochs} time{"s" * (phase.epochs != 1)}'
 
 def _table_costs(model):
@@ -305,7 +312,7 @@ def _examined(model, split, cut, kept, limit=2 << 30):
     "What validation starts from, (stage, inputs): features of the frozen part, or the examples anew in each epoch where those take more than `limit` bytes."
     if kept is None and len(split) > 500:
         few = run(model, split.subset(slice(2)).inputs, stop=cut)
-        if torch.is_tensor(few) and few.nbytes / 2 * len(split) > limit: return None, split.inputs
+        if nbytes(few) / 2 * len(split) > limit: return None, split.inputs
     return cut, _below(model, split, cut, kept)
 
 def _deal(inputs, n, batches, generator):
@@ -487,7 +494,7 @@ def _phase(state, task, device, bar, kept=None):
     state.enter(opt)
     (low, valid), truth = _examined(model, task.valid, cut, kept if once else None), torch.as_tensor(task.valid.labels)
     per_epoch = max(1, len(labels) // plan.batch)
-    if cut_off := getattr(model.preprocess, 'cut', 0): why += f'; {cut_off:,} texts were cut after {model.preprocess.length} tokens'
+    if cut_off := getattr(model.preprocess, 'cut', 0): why += f'; {cut_off:,} texts were cut after {model.preprocess.length} tokens, of all it has read'
     if len(history.phases) == state.phase:
         history.phases.append(dict(cut=cut, epochs=0, once=once, why=why, prepare=time.perf_counter() - begun, seconds=0.))
     while state.epoch < phase.epochs and state.patient:
@@ -545,8 +552,8 @@ def _fits(model, task, plan):
 def _makes_sense(plan):
     "Raise ValueError where a number of a plan or of a phase can't be meant."
     above = lambda v: isinstance(v, (int, float, np.number)) and 0 < v < math.inf
-    asked = dict(batch=lambda v: above(v) and v == int(v), smoothing=_share, weight_decay=lambda v: v == 0 or above(v), clip=lambda v: v > 0,
-                 crop=lambda v: 0 < v <= 1, warmup=lambda v: 0 <= v <= 1)
+    asked = dict(batch=lambda v: above(v) and v == int(v), smoothing=_share, weight_decay=lambda v: v == 0 or above(v),
+                 clip=lambda v: above(v) or v == math.inf, crop=lambda v: above(v) and v <= 1, warmup=lambda v: v == 0 or above(v) and v <= 1)
     wrong = [(k, getattr(plan, k), '') for k, fits in asked.items() if not fits(getattr(plan, k))]
     asked = dict(epochs=lambda v: above(v) and v == int(v), lr=above, decay=above)
     wrong += [(k, getattr(p, k), f'phase {i} of ') for i, p in enumerate(plan.phases, 1) for k, fits in asked.items() if not fits(getattr(p, k))]
@@ -592,15 +599,16 @@ def fit(
 ):                 # History
     """Train `model` by `plan`, whose phases freeze and thaw: what was frozen before does not count.
 
-    The same seed on the same machine gives the same weights, bit for bit, also after a kill, and whoever watches.
+    The same seed on the same machine gives the same weights on the CPU, bit for bit, also after a kill, and whoever watches. (Accelerators may add
+    up in another order each time.)
 
     A keyboard interrupt ends training and keeps the weights of the lowest validation loss. Raises TrainingError where loss or gradient is no
     longer a number, memory runs out, or the checkpoint is of another fit; ValueError where plan, task and the classes of the head contradict each
     other; TypeError for what is no plan, or has no head."""
     if not isinstance(plan, Plan): raise TypeError(f'plan is {plan!r:.60}; give a Plan, for example fine_tuning(), with its brackets.')
     if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
-    for phase in plan.phases: _once(model, plan, phase)
     _fits(model, task, plan)
+    for phase in plan.phases: _once(model, plan, phase)
     watch = _watchers(watch)
     if not plan.pretrained: model.randomize_(seed)
     saved = _Checkpoint(checkpoint, _made_with(model, task, plan, seed)) if checkpoint else None
@@ -625,9 +633,9 @@ def fit(
                 state.leave()
     except KeyboardInterrupt: interrupted = True; state.go_back(); state.history.stopped = 'interrupted at the keyboard'
     finally: bar.close(); model.eval()
-    if saved and not interrupted: saved.remove()
     state.history.seconds = time.perf_counter() - began
     _tell(watch, state, done=True)
+    if saved and not interrupted: saved.remove()
     return state.history
 
 # %% ../nbs/07_fine_tuning.ipynb #0a7b7d65
@@ -671,6 +679,8 @@ def learning_rate_range(
     Stops where the smoothed loss is four times its lowest or no number. Raises ValueError for rates or steps that make no range, and for what `fit` refuses."""
     if not 0 < low < high or steps < 10: raise ValueError(f'A range test needs 0 < low < high and 10 or more steps, but got {low}, {high} and {steps}.')
     _fits(model, task, plan)
+    if not isinstance(phase, int) or not -len(plan.phases) <= phase < len(plan.phases):
+        raise ValueError(f'phase is {phase!r}, and plan {plan.name!r} has {len(plan.phases)}: count from 0.')
     phase, model, device, generator = plan.phases[phase], copy.deepcopy(model), device or best_device(), torch.Generator().manual_seed(seed)
     if not plan.pretrained: model.randomize_(seed)
     model.to(device, memory_format=torch.channels_last)

@@ -160,7 +160,7 @@ def _draws(stage, later, freed, args, kwargs):
             for seed in range(2):
                 torch.manual_seed(seed)
                 copied, named = _copied((args, kwargs))
-                outs.append([t.double() for t in tree_leaves(stage(*copied, **named)) if torch.is_tensor(t)])
+                outs.append([t.cpu().double() for t in tree_leaves(stage(*copied, **named)) if torch.is_tensor(t)])
         return not all(torch.allclose(a, b, equal_nan=True) for a, b in zip(*outs))
     except Exception: return False                              # one example is too few for it in training mode
     finally:

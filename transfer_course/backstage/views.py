@@ -290,7 +290,7 @@ def gram(
 ):            # float64 [n, n]: inner products of centred features
     "What linear CKA needs of a batch of features."
     x = features.detach().float().flatten(1); x = x - x.mean(0)
-    return (x @ x.T).double().cpu()
+    return (x @ x.T).cpu().double()                        # Apple's accelerators have no float64
 
 def cka(
     k, l, # what `gram` gave for the same examples
@@ -526,7 +526,7 @@ def choice(
     over='seeds',  # what its intervals count: 'seeds', or for accuracy 'seeds and examples', as `Study.verdict` has it
 ):          # dict: best, open (plans that can't be told from it), says (sentences)
     "Which plan was best at a measured budget, how sure that is, and what it costs."
-    t = study.summary(metric); t = t[t.budget == budget].sort_values('mean', ascending=False)
+    t = study.summary(metric); t = t[t.budget == budget].sort_values('mean', ascending=metric == 'ece')        # of calibration error less is better
     if not len(t): return dict(best='', open=[], says=[f'No run with {budget} labels has finished.'])
     best, rest, says, rivals = t.plan.iloc[0], list(t.plan.iloc[1:]), [], []
     for i, other in enumerate(rest):
