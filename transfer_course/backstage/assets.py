@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'settings', 'is_clone', 'find_root', 'results_path', 'asset_path', 'remove_parts', 'replace_file',
-           'write_json', 'CourseError', 'title_and_line', 'Lesson', 'lesson_folder', 'find_lessons']
+           'write_json', 'locked', 'CourseError', 'title_and_line', 'Lesson', 'lesson_folder', 'find_lessons']
 
 # %% ../../nbs/backstage/assets.ipynb #ba598b27
+import errno
 import json
 import os
 import time
@@ -103,6 +104,15 @@ def write_json(
     "Write JSON to `path`, whole or not at all. Raises TypeError or ValueError, and writes nothing, for what JSON can't hold."
     text = json.dumps(record, **dict(allow_nan=False) | how) + '\n'
     return replace_file(path, lambda part: part.write_text(text, encoding='utf-8'))
+
+# %% ../../nbs/backstage/assets.ipynb #0f30cd8e
+def locked(file):
+    "Have the part for this process alone; wait while another has it. Where the system has no such locks, nothing."
+    with suppress(ImportError):
+        import fcntl
+        try: fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as e:
+            if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
 
 # %% ../../nbs/backstage/assets.ipynb #6910dd5a
 class CourseError(Exception):

@@ -471,7 +471,7 @@ def pet_folder(
 def _fetch_pets(base, need=2e9):
     "Fetch through torchvision, which checks the archives; the folder appears in `base` only when it is whole."
     side = base/'.incomplete'; side.mkdir(parents=True, exist_ok=True)
-    from .downloads import locked
+    from .assets import locked
     with open(side/'lock', 'a') as lock:
         locked(lock)                                        # another process that fetches them goes first
         if not (base/'oxford-iiit-pet').exists(): _unpack_pets(base, side, need)
