@@ -229,5 +229,9 @@ def test_one_group_can_not_be_drawn_anew():
     with pytest.raises(EvaluationError, match='one group'): paired_difference(a, b)
 
 
+def test_a_task_is_no_split():
+    with pytest.raises(EvaluationError, match='such as task.test'): evaluate(None, [1, 2])
+
+
 def test_a_folder_is_no_report(tmp_path):
     with pytest.raises(EvaluationError): Report.load(tmp_path)

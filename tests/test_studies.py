@@ -15,12 +15,12 @@ import pytest
 from test_evaluation import NO_TORCH
 
 from transfer_course import studies
-from transfer_course.backbones import load_backbone
+from transfer_course.backbones import attach_head, load_backbone
 from transfer_course.backstage.plots import colors_of
 from transfer_course.evaluation import mean_interval
 from transfer_course.studies import Study, StudyError, compare, task_print, weights_print
 from transfer_course.tasks import Split, Task
-from transfer_course.training import Phase, Plan, feature_extraction, from_scratch
+from transfer_course.training import Phase, Plan, feature_extraction, fine_tuning, from_scratch
 
 MAKE = '''
 import numpy as np
@@ -374,7 +374,6 @@ def test_ctrl_c_between_claim_and_run_frees_the_claim(tmp_path, monkeypatch):
 
 
 def test_validation_accuracy_is_that_of_the_weights_that_are_kept(tmp_path):
-    from transfer_course.backbones import attach_head
     from transfer_course.evaluation import evaluate
     from transfer_course.training import fit
     plan, task = Plan('p', [Phase(8, None, .1)], patience=2), make_task()
@@ -395,7 +394,7 @@ def test_equal_gaps_are_not_certain():
     for r in s.runs: r['accuracy'] = .75 if r['plan'] == 'a' else .5
     v = s.verdict('a', 'b', 20); assert not v.detectable and '+25.0 points of accuracy in each of the 2 seeds' in v and v.value == .25
     for r in s.runs: r['accuracy'] = .5
-    assert 'no detectable difference' in s.verdict('a', 'b', 20)
+    v = s.verdict('a', 'b', 20); assert 'no detectable difference' in v and 'no interval can be made' in v and not v.detectable and '-0.0' not in v
 
 
 def test_a_lead_that_turns_twice_is_told_so():
@@ -405,7 +404,8 @@ def test_a_lead_that_turns_twice_is_told_so():
 
 def test_mistakes_in_a_grid_are_one_sentence(tmp_path):
     for more, match in ((dict(plans=feature_extraction), 'with their brackets'), (dict(plans=[feature_extraction]), 'with their brackets'),
-                        (dict(folder=tmp_path/'file'), 'cannot be a folder')):
+                        (dict(folder=tmp_path/'file'), 'cannot be a folder'), (dict(plans=[PLANS[0], fine_tuning(kind='texts')]), "kind='texts'"),
+                        (dict(backbone=attach_head(load_backbone('pocket-resnet', verbose=False), ['a', 'b'])), 'not StagedModel')):
         (tmp_path/'file').write_text('x')
         with pytest.raises(StudyError, match=match): grid(**more)
     s = grid(plans=PLANS[0], budgets=4, seeds=np.int64(1)); assert len(s.runs) == 1 and not s.missing

@@ -350,6 +350,7 @@ def evaluate(
 ):           # Report
     "Measure a model on a split, in inference mode and fp32. Raises EvaluationError where there is nothing to be measured."
     from transfer_course.features import run
+    if not hasattr(split, 'labels'): raise EvaluationError(f'evaluate takes a split, such as task.test, not {type(split).__name__}.')
     if not len(split): raise EvaluationError(f'The split {split.name!r} is empty; there is nothing to measure.')
     _same_classes(model, split); labels = np.asarray(split.labels)
     missing = [c for i, c in enumerate(model.classes) if i not in labels]

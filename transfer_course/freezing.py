@@ -23,7 +23,8 @@ from .backstage.evidence import report_figure, report_row, report_table, share, 
 def stages_of(
     model: nn.Module,  # a StagedModel, or any network whose children are its stages
 ):                     # dict: name of the stage -> module, input first
-    "List the stages of a network. Raises ValueError where parameters live outside every stage."
+    "List the stages of a network. Raises ValueError where parameters live outside every stage, and TypeError for what is no network."
+    if not isinstance(model, nn.Module): raise TypeError(f'A {type(model).__name__} is no network; make one with attach_head(backbone, task).')
     stages = dict(model.stages.items()) if isinstance(model, StagedModel) else dict(model.named_children())
     held = {id(p) for m in stages.values() for p in m.parameters()}
     loose = [n for n, p in model.named_parameters() if id(p) not in held]

@@ -221,7 +221,11 @@ def _say(a, b, budget, metric, value, low, high, seeds, over):
     value, low, high = (min(1, max(-1, round(v, 9))) for v in (value, low, high))      # the same figures in any order of summing; no gap is wider than all
     x, y = (short(n, 40) for n in (a, b)); points = f'points of {WORDS[metric]}'
     figures = f'({100 * low:+.1f} to {100 * high:+.1f}, 95% interval over {seeds} paired {over})'
-    if low == high != 0:                               # an interval of width 0 would be sure of itself for want of evidence
+    if low == high == 0:
+        text = (f'With {budget} labels there is no detectable difference between {x} and {y}: each of the {seeds} seeds gives both the same {WORDS[metric]}, '
+                'and where nothing varies no interval can be made; ask with more seeds, or with a harder or larger test.')
+        low = high = float('nan')
+    elif low == high:                                  # an interval of width 0 would be sure of itself for want of evidence
         text = (f'With {budget} labels, {x} less {y} is {100 * value:+.1f} {points} in each of the {seeds} seeds, so nothing tells how much of that '
                 'is chance; more seeds would.')
         low = high = float('nan')
@@ -495,7 +499,9 @@ def compare(
     except OSError as e: raise StudyError(f'{str(folder)!r} cannot be a folder ({e.strerror}); give another folder=.') from None
     first = make_task(seeds[0] if seeds else 0) if make_task else task
     plans, budgets, seeds = _checked_grid(first, plans, budgets, seeds, equal, seconds)
-    network = load_backbone(backbone, verbose=False) if isinstance(backbone, str) else backbone; weights = weights_print(network)
+    network = load_backbone(backbone, verbose=False) if isinstance(backbone, str) else backbone
+    if not hasattr(network, 'features'): raise StudyError(f'compare takes what load_backbone gives, or its name, not {type(network).__name__}.')
+    _check_starts(plans, network); weights = weights_print(network)
     asked = dict(task=first.name, backbone=network.name, plans={p.name: repr(p) for p in plans}, budgets=budgets, seeds=seeds, equal=equal, seconds=seconds)
     grid, prints, done = dict(format=STUDY, asked=asked, names=[]), {}, []
     for litter in folder.glob('.*.part'):                # of processes that were killed while writing
@@ -516,6 +522,13 @@ def compare(
     except StudyError as e: raise StudyError(f'{e} Finished runs are kept.' if any((folder/f'{n}.json').is_file() for n in grid['names']) else str(e)) from None
     finally: bar.close()
     return _collect(folder, grid)
+
+def _check_starts(plans, network):
+    "Raise StudyError where a plan names a stage that the network has not, before any of them is trained."
+    from transfer_course.training import _finds_stages
+    for plan in plans:
+        try: _finds_stages(plan, [*network.stages, 'head'], network.name)
+        except ValueError as e: raise StudyError(str(e)) from None
 
 def _keep_grid(folder, grid):
     "Write down what was asked, unless the same grid is there with more runs: another process may be ahead."

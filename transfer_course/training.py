@@ -546,8 +546,14 @@ def _fits(model, task, plan):
     if ours != theirs:
         def told(names): return ', '.join(map(repr, names[:3])) + ', …' * (len(names) > 3)
         raise ValueError(f'The model answers {told(ours)} and the task asks for {told(theirs)}: make the head for this task, attach_head(backbone, task).')
-    _makes_sense(plan)
+    _makes_sense(plan); _finds_stages(plan, model.names, model.backbone)
     if isinstance(model.preprocess, TextInput): _fits_texts(model, plan)
+
+def _finds_stages(plan, names, backbone):
+    "Raise ValueError where a phase starts at a stage that the backbone has not."
+    odd = next((p.start for p in plan.phases if isinstance(p.start, str) and p.start not in names), None)
+    if odd is not None: raise ValueError(f"Plan {plan.name!r} starts at {odd!r}, and the stages of {backbone} are {', '.join(names)}: give another start=. "
+                                         "Plans for texts are made with kind='texts', those for pictures without.")
 
 def _makes_sense(plan):
     "Raise ValueError where a number of a plan or of a phase can't be meant."
@@ -607,6 +613,7 @@ def fit(
     other; TypeError for what is no plan, or has no head."""
     if not isinstance(plan, Plan): raise TypeError(f'plan is {plan!r:.60}; give a Plan, for example fine_tuning(), with its brackets.')
     if not isinstance(model, StagedModel): raise TypeError(f'A {type(model).__name__} has no head to train; make a model of it: attach_head(backbone, task).')
+    if not hasattr(task, 'train'): raise TypeError(f'fit takes a whole Task, of which it trains on train, not {type(task).__name__}.')
     _fits(model, task, plan)
     for phase in plan.phases: _once(model, plan, phase)
     watch = _watchers(watch)
