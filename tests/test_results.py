@@ -87,8 +87,10 @@ def test_rated_sentences_were_asked_of_every_way_on_every_split():
     for r in rows[rows.steps.notna()].itertuples():
         assert sum(r.steps['of']) == r.test and sum(r.steps['right']) == pytest.approx(r.accuracy * r.test, abs=.5), r.what
     wide = rows.pivot(index='seed', columns='what', values='accuracy')
-    for better, worse in ((WRITTEN, COUNTED), ('fine-tuning', 'feature extraction'), ('fine-tuning', 'from scratch'), (ONE, 'fine-tuning')):
+    for better, worse in ((WRITTEN, COUNTED), ('fine-tuning', 'feature extraction'), ('fine-tuning', 'from scratch'), (ONE, 'fine-tuning'),
+                          ('fine-tuning', BEFORE), (BEFORE, 'feature extraction')):
         assert mean_interval(wide[better] - wide[worse])[1] > 0, (better, worse)
+    for name in (SOFT, MORE, AFTER): _, low, high = mean_interval(wide[name] - wide['fine-tuning']); assert low < 0 < high, name
 
 
 def test_budgets_of_rated_sentences():
