@@ -442,3 +442,9 @@ def test_pretrained_false(name, capsys):
     assert not b.pretrained and b.classifier is None and 'random' in b.source and capsys.readouterr().out.count('\n') == 1
     with pytest.raises(ValueError) as e: b.original()
     one_sentence(e)
+
+
+def test_any_file_may_lie_beside_a_checkpoint(tmp_path):
+    torch.save(B.load_backbone('pocket-resnet', verbose=False).original().state_dict(), tmp_path/'x.pt'); card = tmp_path/'model.json'
+    for text in (b'{"epoch": 1}\n{"epoch": 2}', b'', b'[1, 2]', '{"a": "é"}'.encode('latin-1'), b'{"sha256": 5, "names": "ab"}', b'{"names": [1, 2]}'):
+        card.write_bytes(text); notes = B._notes(tmp_path/'model.pt'); assert isinstance(notes, dict) and not {'sha256', 'names'} & set(notes), text

@@ -462,8 +462,9 @@ def _notes(path):
     try: notes = json.loads(card.read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}                 # any file may have that name
     notes = notes if isinstance(notes, dict) else {}
-    names = notes.get('names'); known = isinstance(names, list) and all(isinstance(n, str) for n in names)
-    return ({'sha256': notes['sha256']} if isinstance(notes.get('sha256'), str) else {}) | ({'names': names} if known else {})
+    if not isinstance(notes.get('sha256', ''), str): del notes['sha256']
+    if not isinstance(notes.get('names', []), list) or not all(isinstance(n, str) for n in notes.get('names', [])): del notes['names']
+    return notes
 
 def _pocket():
     "Path of the weights that ship with the course."
