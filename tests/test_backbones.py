@@ -445,6 +445,10 @@ def test_pretrained_false(name, capsys):
 
 
 def test_any_file_may_lie_beside_a_checkpoint(tmp_path):
-    torch.save(B.load_backbone('pocket-resnet', verbose=False).original().state_dict(), tmp_path/'x.pt'); card = tmp_path/'model.json'
-    for text in (b'{"epoch": 1}\n{"epoch": 2}', b'', b'[1, 2]', '{"a": "é"}'.encode('latin-1'), b'{"sha256": 5, "names": "ab"}', b'{"names": [1, 2]}'):
-        card.write_bytes(text); notes = B._notes(tmp_path/'model.pt'); assert isinstance(notes, dict) and not {'sha256', 'names'} & set(notes), text
+    torch.save(B._kind('pocket-resnet').build().state_dict(), tmp_path/'model.pt'); card = tmp_path/'model.json'
+    for text in (b'{"epoch": 1}\n{"epoch": 2}', b'', b'[1, 2]', '{"a": "\u00e9"}'.encode('latin-1'), b'{"sha256": 5, "names": "ab"}', b'{"names": [1, 2]}',
+                 b'{"names": ["too", "few"]}'):
+        card.write_bytes(text); net = B.load_backbone('pocket-resnet', weights=tmp_path/'model.pt', verbose=False)
+        assert net.classes is None and net.original().classes[:2] == ['class 0', 'class 1'], text
+    card.write_text('{"sha256": "%s"}' % ('0' * 64))
+    with pytest.raises(B.WeightsError): B.load_backbone('pocket-resnet', weights=tmp_path/'model.pt', verbose=False)

@@ -373,10 +373,10 @@ def _from_written(seed, root, network, plan, todo):
         said = run(model, texts)[:, sides].argmax(1).numpy()
         yield _scored(WRITTEN, seed, truth, said, sides, history.seconds, len(task.train)) | dict(how=repr(plan))
 
-def elsewhere_plan(epochs=1):
+def elsewhere_plan():
     "The plan by which `minilm` is taught by the sentences rated elsewhere."
     from transfer_course.training import fine_tuning
-    return replace(fine_tuning(epochs, kind='texts'), name=BEFORE)
+    return replace(fine_tuning(1, kind='texts'), name=BEFORE)
 
 def measure_amazon(root=None, seeds=5, folder='_amazon'):
     "Plans on the rated sentences, five splits by review; writes amazon_reviews.json, a run at a time. What was taught elsewhere is kept in `folder`."
