@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transfer_course.backstage import review_files
+from transfer_course.backstage import measurements, review_files
 from transfer_course.backstage.downloads import fetch
 from transfer_course.backstage.review_files import ARCHIVE, ELSEWHERE, MEMBER, SHA256, SIZE, find_archive, product_of, rated_texts
 from transfer_course.tasks import TaskError, load_reviews
@@ -131,6 +131,18 @@ def test_sentences_rated_elsewhere(archive):
     both = load('elsewhere', spread=.5)
     assert sum(map(len, both.splits)) == 180 and set(both.train.extra['place']) == set(ELSEWHERE) and both.train.shares is not None and apart(both)
     assert {i for s in both.splits for i in s.ids} == {i for w in ELSEWHERE for s in load(w).splits for i in s.ids}
+
+
+def test_sides_that_a_network_is_asked_for(archive):
+    "Only negative and positive sentences, the same for whoever asks; of other places none that a product review says too."
+    def sides(*names, most=None): return {name: (texts, truth) for name, texts, truth in measurements._sides(archive.parent, names, most)}
+    task = load_reviews('amazon', root=archive.parent, verbose=False); said = {t: task.classes[y] for s in task.splits for t, y in zip(s.inputs, s.labels)}
+    texts, truth = sides('amazon')['amazon']
+    assert {t: ('negative', 'positive')[y] for t, y in zip(texts, truth)} == {t: c for t, c in said.items() if c != 'neutral'} and set(truth) == {0, 1}
+    (films, answers), few = sides('films')['films'], sides('films', most=7)['films']
+    assert len(films) == 40 and len(few[0]) == 7 and few[0] == sides('films', most=7)['films'][0]
+    assert all(answers[films.index(t)] == y for t, y in zip(*few)) and set(few[1]) == {0, 1}
+    assert measurements._not_of_products([*films, f'  {texts[0].upper()} '], archive.parent) == list(range(40))
 
 
 def test_archive_is_looked_for_and_never_replaced(archive, tmp_path, monkeypatch):
