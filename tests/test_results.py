@@ -81,7 +81,7 @@ def test_more_photographs_gain_more():
 def test_rated_sentences_were_asked_of_every_way_on_every_split():
     "What lesson 10 says of real customers: five splits each, the plans of the code, and gaps that can be told from luck."
     rows = pd.DataFrame(load_results('amazon_reviews')['rows'])
-    named = {p.name: repr(p) for p in review_plans() if p.name in ('from scratch', 'feature extraction', 'fine-tuning')}
+    named = {p.name: repr(p) for p in review_plans()}
     asked = {ONE, SOFT, MORE, BEFORE, AFTER, COUNTED, WRITTEN, BRIEF, 'word counting', *named}
     assert set(rows.what) == asked
     for what, t in rows.groupby('what'): assert sorted(t.seed) == list(range(5)), what

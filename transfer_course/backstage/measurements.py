@@ -407,7 +407,7 @@ def measure_amazon(root=None, seeds=5, folder='_amazon'):
     "Plans on the rated sentences, five splits by review; writes amazon_reviews.json, a run at a time. What was taught elsewhere is kept in `folder`."
     from transfer_course.backbones import load_backbone
     from transfer_course.product_reviews import review_plans
-    network, plans = load_backbone('minilm', verbose=False), [p for p in review_plans() if p.name in ('from scratch', 'feature extraction', 'fine-tuning')]
+    network, plans = load_backbone('minilm', verbose=False), review_plans()
     tune = plans[-1]; plans += [replace(tune, name=SOFT, smoothing=0.), replace(tune, name=MORE)]
     try: rows = load_results('amazon_reviews')['rows']
     except FileNotFoundError: rows = []
