@@ -10,8 +10,8 @@ import pytest
 from transfer_course.backstage import measurements
 from transfer_course.backstage.assets import asset_path, remove_parts, replace_file, results_path, write_json
 from transfer_course.backstage.measurements import AFTER, ALL, BEFORE, BRIEF, BUDGETS, COUNTED, CUTS, FEW, HELD, LESS, MORE, ONE, OURS
-from transfer_course.backstage.measurements import PASSES, SOFT, WRITTEN
-from transfer_course.backstage.measurements import budget_plans, elsewhere_plan, passes_plan, recipe_plans, recipe_told
+from transfer_course.backstage.measurements import EPOCHS, SOFT, WRITTEN
+from transfer_course.backstage.measurements import budget_plans, elsewhere_plan, epochs_plan, recipe_plans, recipe_told
 from transfer_course.backstage.measurements import estimate_plans, load_results, photo_plans, trial_plans, WHOLE
 from transfer_course.backstage.pretraining import CATS_AND_DOGS, model_card
 from transfer_course.evaluation import mean_interval
@@ -88,7 +88,7 @@ def test_rated_sentences_were_asked_of_every_way_on_every_split():
     for name, how in (named | {SOFT: named['fine-tuning'].replace('fine-tuning', SOFT, 1),
                                MORE: named['fine-tuning'].replace('fine-tuning', MORE, 1), BEFORE: repr(elsewhere_plan()),
                                AFTER: named['fine-tuning'].replace('fine-tuning', AFTER, 1), WRITTEN: named['fine-tuning'],
-                               BRIEF: repr(passes_plan())}).items():
+                               BRIEF: repr(epochs_plan())}).items():
         assert set(rows[rows.what == name].how) == {how}, name
     for r in rows[rows.steps.notna()].itertuples():
         assert sum(r.steps['of']) == r.test and sum(r.steps['right']) == pytest.approx(r.accuracy * r.test, abs=.5), r.what
@@ -99,14 +99,14 @@ def test_rated_sentences_were_asked_of_every_way_on_every_split():
     for name in (SOFT, MORE, AFTER): _, low, high = mean_interval(wide[name] - wide['fine-tuning']); assert low < 0 < high, name
 
 
-def test_passes_over_the_written_reviews_were_chosen_elsewhere():
+def test_epochs_of_the_written_reviews_were_chosen_elsewhere():
     "Sentences from elsewhere chose them, and the product sentences, which had no say, agree that fewer are better."
-    rows = pd.DataFrame(load_results('written_passes')['rows']); n = {w: t for w, t in rows.groupby('what')}
-    for w in (HELD, OURS): assert sorted(zip(n[w].passes, n[w].seed)) == [(k, s) for k in PASSES for s in range(5)], w
-    for r in rows.itertuples(): assert r.how == repr(passes_plan(r.passes)) and r.asked == dict(films=1000, tweets=1000, editorials=1000)
-    assert set(n) == {HELD, OURS} and set(n[OURS].train) == {1350} and n[HELD].own.notna().all() and passes_plan() == passes_plan(FEW)
-    there = n[OURS].assign(there=n[OURS][['films', 'tweets', 'editorials']].mean(axis=1)).pivot(index='seed', columns='passes', values='there')
-    assert there.mean().idxmax() == FEW and n[HELD].groupby('passes').own.mean().idxmax() == max(PASSES)
+    rows = pd.DataFrame(load_results('written_epochs')['rows']); n = {w: t for w, t in rows.groupby('what')}
+    for w in (HELD, OURS): assert sorted(zip(n[w].epochs, n[w].seed)) == [(k, s) for k in EPOCHS for s in range(5)], w
+    for r in rows.itertuples(): assert r.how == repr(epochs_plan(r.epochs)) and r.asked == dict(films=1000, tweets=1000, editorials=1000)
+    assert set(n) == {HELD, OURS} and set(n[OURS].train) == {1350} and n[HELD].own.notna().all() and epochs_plan() == epochs_plan(FEW)
+    there = n[OURS].assign(there=n[OURS][['films', 'tweets', 'editorials']].mean(axis=1)).pivot(index='seed', columns='epochs', values='there')
+    assert there.mean().idxmax() == FEW and n[HELD].groupby('epochs').own.mean().idxmax() == max(EPOCHS)
     wide = pd.DataFrame(load_results('amazon_reviews')['rows']).pivot(index='seed', columns='what', values='accuracy')
     assert wide[BRIEF].mean() >= .8 and mean_interval(wide[BRIEF] - wide[WRITTEN])[1] > 0
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SEEN', 'PIXELS', 'WHOLE', 'LOOKS', 'SIZES', 'ONE', 'WRITTEN', 'COUNTED', 'SOFT', 'BRIEF', 'MORE', 'BEFORE', 'AFTER',
-           'EDGES', 'BUDGETS', 'HELD', 'OURS', 'PASSES', 'FEW', 'ALL', 'LESS', 'CUTS', 'machine', 'load_results',
+           'EDGES', 'BUDGETS', 'HELD', 'OURS', 'EPOCHS', 'FEW', 'ALL', 'LESS', 'CUTS', 'machine', 'load_results',
            'save_results', 'three_ways', 'results_table', 'photo_plans', 'photo_network', 'measure_drawn',
            'measure_photos', 'measure_more_photos', 'trial_plans', 'trial_rows', 'measure_trials', 'measure_study',
            'measure_suspects', 'shared_runs', 'word_counter', 'measure_reviews', 'by_rating', 'elsewhere_plan',
-           'measure_amazon', 'budget_plans', 'measure_amazon_budgets', 'passes_plan', 'measure_passes', 'recipe_plans',
+           'measure_amazon', 'budget_plans', 'measure_amazon_budgets', 'epochs_plan', 'measure_epochs', 'recipe_plans',
            'recipe_told', 'measure_recipes', 'estimate_plans', 'time_plan', 'measure_estimates', 'main']
 
 # %% ../../nbs/backstage/measurements.ipynb #95e1d11d
@@ -256,7 +256,7 @@ def measure_reviews(folds=5):
 # %% ../../nbs/backstage/measurements.ipynb #b28e35e5
 ONE = 'one person, by the other nineteen'
 WRITTEN, COUNTED, SOFT = 'fine-tuned on the written reviews alone', 'words counted in the written reviews alone', 'fine-tuning, soft labels'
-BRIEF = 'fine-tuned on the written reviews alone, fewer passes'
+BRIEF = 'fine-tuned on the written reviews alone, fewer epochs'
 MORE = 'fine-tuning on train and valid' # once nothing is to be chosen any more
 BEFORE, AFTER = 'fine-tuned elsewhere alone', 'fine-tuned elsewhere first' # on rated sentences of films, tweets and editorials
 
@@ -412,7 +412,7 @@ def measure_amazon(root=None, seeds=5, folder='_amazon'):
     try: rows = load_results('amazon_reviews')['rows']
     except FileNotFoundError: rows = []
     first = elsewhere_plan(); taught = cache(lambda: _taught_elsewhere(root, network, first, folder))
-    ours = {WRITTEN: tune, BRIEF: passes_plan()}
+    ours = {WRITTEN: tune, BRIEF: epochs_plan()}
     hows = {repr(p) for p in [*plans, first, replace(tune, name=AFTER), *ours.values()]}; rows = [r for r in rows if r.get('how') is None or r['how'] in hows]
     def keep(row):
         rows.append(row); rows.sort(key=lambda r: (r['seed'], r['what']))
@@ -450,40 +450,40 @@ def measure_amazon_budgets(root=None, seeds=5, folder='_amazon'):
 
 # %% ../../nbs/backstage/measurements.ipynb #7be2c914
 HELD, OURS = 'some products held out', 'all of our reviews'
-PASSES = [1, 2, 3, 4, 6] # over the written reviews, of which one is chosen
+EPOCHS = [1, 2, 3, 4, 6] # of the written reviews, of which one is chosen
 FEW = 2 # the one that sentences from elsewhere chose
 
-def passes_plan(passes=FEW):
-    "The plan by which `minilm` is taught by the written reviews, where only the number of passes is to be chosen."
+def epochs_plan(epochs=FEW):
+    "The plan by which `minilm` is taught by the written reviews, where only the number of epochs is to be chosen."
     from transfer_course.training import fine_tuning
-    return fine_tuning(passes, kind='texts')
+    return fine_tuning(epochs, kind='texts')
 
-def measure_passes(root=None, seeds=5, most=1000):
-    """How many passes over the written reviews? Judged by written reviews of products that were held out, and, where all of our reviews are trained
-    on, by sentences from elsewhere; writes written_passes.json. No product sentence is a judge."""
+def measure_epochs(root=None, seeds=5, most=1000):
+    """How many epochs of the written reviews? Judged by written reviews of products that were held out, and, where all of our reviews are trained
+    on, by sentences from elsewhere; writes written_epochs.json. No product sentence is a judge."""
     from tqdm.auto import tqdm
     from transfer_course.backbones import load_backbone
-    try: rows = load_results('written_passes')['rows']
+    try: rows = load_results('written_epochs')['rows']
     except FileNotFoundError: rows = []
-    rows = [r for r in rows if r['how'] == repr(passes_plan(r['passes']))]; done = {(r['what'], r['passes'], r['seed']) for r in rows}
-    todo = [(what, n, seed) for seed in range(seeds) for what in (HELD, OURS) for n in PASSES if (what, n, seed) not in done]
+    rows = [r for r in rows if r['how'] == repr(epochs_plan(r['epochs']))]; done = {(r['what'], r['epochs'], r['seed']) for r in rows}
+    todo = [(what, n, seed) for seed in range(seeds) for what in (HELD, OURS) for n in EPOCHS if (what, n, seed) not in done]
     network, asked = load_backbone('minilm', verbose=False), list(_sides(root, ['films', 'tweets', 'editorials'], most)) if todo else []
-    for what, passes, seed in tqdm(todo, unit='run'):
-        rows.append(_passes_run(what, passes, seed, network, asked)); rows.sort(key=lambda r: (r['what'], r['seed'], r['passes']))
-        save_results('written_passes', 'How many passes over the written reviews? minilm, judged by products held out and by sentences from elsewhere.',
-                     'python -m transfer_course.backstage.measurements passes', rows)
+    for what, epochs, seed in tqdm(todo, unit='run'):
+        rows.append(_epochs_run(what, epochs, seed, network, asked)); rows.sort(key=lambda r: (r['what'], r['seed'], r['epochs']))
+        save_results('written_epochs', 'How many epochs of the written reviews? minilm, judged by products held out and by sentences from elsewhere.',
+                     'python -m transfer_course.backstage.measurements epochs', rows)
 
-def _passes_run(what, passes, seed, network, asked):
+def _epochs_run(what, epochs, seed, network, asked):
     "Row of one run: right answers about products held out, where some are, and about each place of `asked`."
     from transfer_course.backbones import attach_head
     from transfer_course.evaluation import evaluate
     from transfer_course.tasks import load_reviews
     from transfer_course.training import fit
     task = _all_written(seed) if what == OURS else load_reviews('written', n_valid=.05, seed=seed, test_seed=seed, verbose=False)
-    plan = passes_plan(passes); model = attach_head(network, task, seed=seed); history = fit(model, task, plan, seed=seed, progress=False)
+    plan = epochs_plan(epochs); model = attach_head(network, task, seed=seed); history = fit(model, task, plan, seed=seed, progress=False)
     own = dict(own=round(evaluate(model, task.test).accuracy, 4), test=len(task.test)) if what == HELD else {}
     there = {name: round(float((_told_apart(model, texts) == truth).mean()), 4) for name, texts, truth in asked}
-    return dict(what=what, passes=passes, seed=seed) | own | there | dict(seconds=round(history.seconds, 1), train=len(task.train), how=repr(plan),
+    return dict(what=what, epochs=epochs, seed=seed) | own | there | dict(seconds=round(history.seconds, 1), train=len(task.train), how=repr(plan),
                                                                           asked={name: len(truth) for name, _, truth in asked})
 
 # %% ../../nbs/backstage/measurements.ipynb #d95f3a17
@@ -495,8 +495,8 @@ def recipe_plans():
     from transfer_course.product_reviews import review_plans
     from transfer_course.training import fine_tuning
     tune = review_plans()[-1]; n = tune.epochs
-    def other(passes=n, pool='mean', **changes): return fine_tuning(passes, kind='texts', **changes), pool, 6
-    return {'fine-tuning': (tune, 'mean', 6), 'half as many passes': other(n // 2), 'twice as many passes': other(2 * n), 'half the rate': other(lr=5e-5),
+    def other(epochs=n, pool='mean', **changes): return fine_tuning(epochs, kind='texts', **changes), pool, 6
+    return {'fine-tuning': (tune, 'mean', 6), 'half the epochs': other(n // 2), 'twice the epochs': other(2 * n), 'half the rate': other(lr=5e-5),
             'twice the rate': other(lr=2e-4), 'half the batch': other(batch=16),
             'embeddings too': other(start=None), 'first token, not the mean': other(pool='cls')} | {
                 name: (tune, 'mean', layers) for layers, name in LESS.items()}
@@ -537,7 +537,7 @@ def measure_recipes(root=None, seeds=5, folder='_amazon'):
             except (FileNotFoundError, ValueError): row = {}
             if row.get('how') != recipe_told(*recipe):
                 path.parent.mkdir(parents=True, exist_ok=True); row = _recipe_run(task, seed, name, *recipe); write_json(path, row)
-            ours.append(row); bar.update()
+            ours.append(row | dict(what=name)); bar.update()
         mean = np.mean([r['shares'] for r in ours if r['what'] not in LESS.values()], 0)
         rows += [{k: v for k, v in r.items() if k != 'shares'} for r in ours]
         rows.append(_judged(ALL, seed, task, mean.argmax(1), sum(r['seconds'] for r in ours if r['what'] not in LESS.values())))
@@ -608,10 +608,10 @@ def _measure(name, question, command, make_task, plans, seeds, backbone='pocket-
 def main(argv=None):
     "Run an experiment from the command line."
     parser = argparse.ArgumentParser(description='Make a results file anew; runs that are in it already are kept.')
-    parser.add_argument('what', choices=['drawn', 'photos', 'photos500', 'trials', 'study', 'suspects', 'reviews', 'passes', 'recipes', 'amazon', 'budgets',
+    parser.add_argument('what', choices=['drawn', 'photos', 'photos500', 'trials', 'study', 'suspects', 'reviews', 'epochs', 'recipes', 'amazon', 'budgets',
                                          'estimates'])
     parser.add_argument('--data', help='for photos, photos500, trials, study and suspects: folder with train/ and test/, each with a folder a class; '
-                        'for passes, recipes, amazon and budgets: folder of the archive (without, it is fetched)')
+                        'for epochs, recipes, amazon and budgets: folder of the archive (without, it is fetched)')
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--turns', type=int, default=5, help='of the estimates: how often each plan is estimated and timed')
     parser.add_argument('--folder', help='where study, recipes and budgets keep every finished run, and amazon what was taught elsewhere')
@@ -622,7 +622,7 @@ def main(argv=None):
     elif args.what == 'suspects': measure_suspects(args.data)
     elif args.what == 'reviews': measure_reviews()
     elif args.what == 'estimates': measure_estimates(args.turns)
-    elif args.what == 'passes': measure_passes(args.data, args.seeds)
+    elif args.what == 'epochs': measure_epochs(args.data, args.seeds)
     elif args.what == 'recipes': measure_recipes(args.data, args.seeds, args.folder or '_amazon')
     elif args.what == 'amazon': measure_amazon(args.data, args.seeds, args.folder or '_amazon')
     elif args.what == 'budgets': measure_amazon_budgets(args.data, args.seeds, args.folder or '_amazon')
