@@ -46,6 +46,8 @@ def test_behaviours_of_a_word_list(monkeypatch):
 def test_behaviours_want_the_three_classes():
     m = Says(); m.classes = ['cat', 'dog']
     with pytest.raises(ValueError, match='cat, dog'): score_behaviours(m)
+    m.classes = None
+    with pytest.raises(ValueError, match='attach_head'): score_behaviours(m)
 
 
 def test_occlusion_finds_the_word_that_counts(monkeypatch):

@@ -139,13 +139,14 @@ def test_reads_that_died_are_counted(tmp_path, monkeypatch):
     assert s.test_reads == 5 and len(s.runs) == 4 and not list(tmp_path.glob('*.claim'))
 
 
-def test_an_interrupt_gives_the_study_so_far(tmp_path, monkeypatch):
+def test_an_interrupt_gives_the_study_so_far(tmp_path, monkeypatch, capsys):
     real, calls = studies._trained, []
     def go(*a):
         calls.append(1)
         if len(calls) == 4: raise KeyboardInterrupt
         return real(*a)
     monkeypatch.setattr(studies, '_trained', go); s = grid(tmp_path)
+    assert 'Interrupted: 3 of 8 runs are finished' in capsys.readouterr().out
     assert len(s.runs) == 3 and s.missing == 5 and '3 of 8 runs' in repr(s) and s._repr_html_() and not list(tmp_path.glob('*.claim'))
 
 

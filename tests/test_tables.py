@@ -179,7 +179,7 @@ def test_odd_texts():
     for value in (b'bytes', ['list'], {'a': 1}): frame = table().astype(object); frame.at[4, 'text'] = value; refused(lambda frame=frame: load(frame),
             'Row 5', type(value).__name__)
     long = table(); long.loc[0, 'text'] = 'word ' * 100_000
-    task = load(long); assert '100,000 words, and networks read the first few hundred' in task.source and 'word ' * 100_000 in [t for t,
+    task = load(long); assert '100,000 words, of which a network reads the first hundred or so' in task.source and 'word ' * 100_000 in [t for t,
             _ in all_of(task).values()]
 
 

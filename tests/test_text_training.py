@@ -385,3 +385,19 @@ def test_quick_dropout_repeats_with_torchs_seed(bert):
 def test_no_dropout_no_difference(bert):
     model = model_of(bert).eval(); x = model.preprocess(TEXTS); want = model(x).detach()
     with T.QuickDropout(): torch.testing.assert_close(model(x).detach(), want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('plan, told', [(fine_tuning(2, kind='texts', batch=16), '6 steps'), (fine_tuning(9, kind='texts', batch=16), '27 steps'),
+                                        (fine_tuning(10, kind='texts', batch=16), None), (feature_extraction(1), None)])
+def test_few_steps_are_told(bert, plan, told):
+    "48 texts in steps of 16 are three steps an epoch: ten epochs reach the thirty that are asked for, as the advice says."
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always'); train(bert, plan)
+    few = [str(w.message) for w in said if 'few steps' in str(w.message)]
+    assert len(few) == bool(told) and all(told in t and "fine_tuning(10, kind='texts')" in t and '48 texts' in t for t in few)
+
+
+@pytest.mark.parametrize('wrong', ['good', ['good', 'bad'], ('good',)])
+def test_examples_as_they_are_are_for_run(bert, wrong):
+    model = model_of(bert)
+    with pytest.raises(TypeError, match=r'use run\(model'): model(wrong)
+    assert run(model, ['good']).shape == (1, 2) and model(model.preprocess(['good'])).shape == (1, 2)

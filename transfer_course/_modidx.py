@@ -1923,6 +1923,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'transfer_course.training._dropout': ('fine_tuning.html#_dropout', 'transfer_course/training.py'),
                                           'transfer_course.training._examined': ( 'fine_tuning.html#_examined',
                                                                                   'transfer_course/training.py'),
+                                          'transfer_course.training._few_steps': ( 'fine_tuning.html#_few_steps',
+                                                                                   'transfer_course/training.py'),
                                           'transfer_course.training._finds_stages': ( 'fine_tuning.html#_finds_stages',
                                                                                       'transfer_course/training.py'),
                                           'transfer_course.training._fits': ('fine_tuning.html#_fits', 'transfer_course/training.py'),

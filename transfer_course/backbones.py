@@ -196,7 +196,10 @@ class StagedModel(nn.Module):
         start=None, # first stage to run; None: from the bottom
         stop=None,  # first stage not to run; None: through the head
     ):              # logits [n, classes], or what the stage before `stop` hands on
-        "Run the stages from `start` up to, not including, `stop`. Raises ValueError for a stage that isn't there."
+        "Run the stages from `start` up to, not including, `stop`. Raises ValueError for a stage that isn't there, TypeError for examples as they are."
+        if start is None and isinstance(x, (str, list, tuple)):
+            raise TypeError(f'A network takes what its preprocess gives, not a {type(x).__name__}: for pictures or texts as they are, '
+                            'use run(model, …) of transfer_course.features.')
         for name in self.between(start, stop): x = self.stages[name](x)
         return x
 

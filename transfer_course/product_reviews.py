@@ -35,8 +35,9 @@ def score_behaviours(
     right, so that one who always says the same does not pass. DIR: the balance moves the right way, or by no more than `slack` the wrong way.
 
     Raises ValueError where the classes are others."""
-    if sorted(model.classes) != ['negative', 'neutral', 'positive']:
-        raise ValueError(f'The cases ask for negative, neutral and positive; the classes of this model are {", ".join(model.classes)}.')
+    classes = getattr(model, 'classes', None) or ['none: attach_head(backbone, …) makes a model']
+    if sorted(classes) != ['negative', 'neutral', 'positive']:
+        raise ValueError(f'The cases ask for negative, neutral and positive; the classes of this model are {", ".join(map(str, classes))}.')
     cases = pd.read_csv(asset_path('behaviours.csv'), keep_default_na=False)
     p, q = (run(model, list(cases[c].where(cases[c] != '', cases.text))).softmax(1).numpy() for c in ('text', 'other'))
     said, other = (np.array(model.classes)[x.argmax(1)] for x in (p, q))

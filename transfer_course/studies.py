@@ -503,7 +503,7 @@ def compare(
     if not hasattr(network, 'features'): raise StudyError(f'compare takes what load_backbone gives, or its name, not {type(network).__name__}.')
     _check_starts(plans, network); weights = weights_print(network)
     asked = dict(task=first.name, backbone=network.name, plans={p.name: repr(p) for p in plans}, budgets=budgets, seeds=seeds, equal=equal, seconds=seconds)
-    grid, prints, done = dict(format=STUDY, asked=asked, names=[]), {}, []
+    grid, prints, done, interrupted = dict(format=STUDY, asked=asked, names=[]), {}, [], False
     for litter in folder.glob('.*.part'):                # of processes that were killed while writing
         if time.time() - litter.stat().st_mtime > _Claim.silence: litter.unlink(missing_ok=True)
     bar = tqdm(total=len(plans) * len(budgets) * len(seeds), disable=not progress, bar_format='{l_bar}{bar}| {n_fmt}/{total_fmt} runs{postfix}')
@@ -518,10 +518,13 @@ def compare(
             grid['names'] = [j.name for s, x in known.items() for j in jobs_of(s, x)]; _keep_grid(folder, grid)
             later = [j for s in seeds[i + 1:] for j in jobs_of(s, '' if make_task else prints[seed]) if not (folder/f'{j.name}.json').is_file()]
             _work(jobs_of(seed, prints[seed]), later, now, network, folder, device, bar, done)
-    except KeyboardInterrupt: pass
+    except KeyboardInterrupt: interrupted = True
     except StudyError as e: raise StudyError(f'{e} Finished runs are kept.' if any((folder/f'{n}.json').is_file() for n in grid['names']) else str(e)) from None
     finally: bar.close()
-    return _collect(folder, grid)
+    study = _collect(folder, grid)
+    if interrupted:
+        print(f'Interrupted: {len(study.runs)} of {len(study.runs) + study.missing} runs are finished; with folder= the same call goes on from there.')
+    return study
 
 def _check_starts(plans, network):
     "Raise StudyError where a plan names a stage that the network has not, before any of them is trained."

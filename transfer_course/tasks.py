@@ -377,7 +377,8 @@ def _said_texts(t, parts, copy, seeds, by):
     if again:
         clash = sum(len(labels) > 1 for labels in of.values())
         notes.append(f'{again:,} of them say what another says, or nearly' + (f', {clash:,} under two labels' if clash else ''))
-    if max(words) > 1000: notes.append(f'the longest text has {max(words):,} words, and networks read the first few hundred')
+    if max(words) > 1000:
+        notes.append(f'the longest text has {max(words):,} words, of which a network reads the first hundred or so, as length= of load_backbone says')
     if t.skipped: notes.append(f'rows left out: {len(t.skipped):,}, see .skipped')
     split = f'split by {by}' if by else 'copies kept together'
     return (f'{" + ".join(f"{len(r):,}" for r in parts.values())} texts (train + valid + test; {of_each}) of {min(words):,} to {max(words):,} words, '

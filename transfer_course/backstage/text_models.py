@@ -60,7 +60,7 @@ class TextInput:
         wrong = [i for i, t in enumerate(texts) if not isinstance(t, str)] if isinstance(texts, (list, tuple)) else None
         if wrong is None or wrong:
             what = f'number {wrong[0]} of these is {type(texts[wrong[0]]).__name__}' if wrong else f'this is {type(texts).__name__}'
-            raise ValueError(f'Texts come as a list of str, but {what}; give texts as a Task of reviews holds them.')
+            raise ValueError(f'Texts come as a list of str, but {what}; give texts as a list, for example list(column).')
         try: return self.tokenizer.encode_batch(list(texts))
         except TypeError: return self.tokenizer.encode_batch([t.encode('utf-8', 'replace').decode() for t in texts])    # halves of a surrogate pair
 
