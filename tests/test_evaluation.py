@@ -151,10 +151,11 @@ def test_mistakes_are_the_most_confident_ones(model, task):
     assert 'No mistakes' in perfect.show_mistakes().axes[0].get_title()
 
 
-def test_mistakes_of_texts():
-    texts = ['bad $x$ <b>', 'fine', 'so so']; split = Split('test', texts, [0, 1, 0], ['0', '1', '2'])
+def test_mistakes_of_texts(recwarn):
+    texts = ['bad $x$ <b>', 'fine', 'so \N{UNICORN FACE} so']; split = Split('test', texts, [0, 1, 0], ['0', '1', '2'])
     r = Report('test', ['neg', 'pos'], split.labels, np.array([[.1, .9], [.2, .8], [.4, .6]]), split.ids, examples=split)
-    assert r.mistakes().text.tolist() == ['bad $x$ <b>', 'so so']; r.show_mistakes().canvas.draw()
+    assert r.mistakes().text.tolist() == ['bad $x$ <b>', 'so \N{UNICORN FACE} so']; fig = r.show_mistakes(); fig.canvas.draw()
+    assert 'so [unicorn face] so' in fig.axes[0].texts[1].get_text() and not [w for w in recwarn if 'Glyph' in str(w.message)]
 
 
 def test_saved_reports_come_back_bit_for_bit(tmp_path, model, task):

@@ -20,7 +20,7 @@ from sklearn.metrics import (average_precision_score, confusion_matrix, precisio
                              roc_auc_score, roc_curve)
 
 from .backstage.assets import write_json
-from .backstage.pictures import short
+from .backstage.pictures import drawable, short
 from .backstage.plots import OKABE_ITO, picture_grid, show
 
 # %% ../nbs/08_is_it_better.ipynb #80b524b9
@@ -232,7 +232,8 @@ class _Mistakes:
             texts = source.subset(t.row.tolist()).inputs if len(t) else []
             fig, ax = plt.subplots(figsize=(9, .55 * len(t) + .5), layout='constrained')
             ax.axis('off'); ax.set(title=title, xlim=(0, 1), ylim=(-len(t) + .4, .6))
-            for i, (s, text) in enumerate(zip(says, texts)): ax.text(0, -i, s.replace('\n', ' ') + f'\n    {short(text, 110)}', parse_math=False, va='center')
+            for i, (s, text) in enumerate(zip(says, texts)):
+                ax.text(0, -i, s.replace('\n', ' ') + f'\n    {short(drawable(short(text, 110)), 110)}', parse_math=False, va='center')
         plt.close(fig)
         return fig
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from .backstage.pictures import TaskError, checked_size, decode_first, index_folder, megabytes, next_groups, pet_folder
+from .backstage.pictures import TaskError, checked_size, decode_first, drawable, index_folder, megabytes, next_groups, pet_folder
 from .backstage.pictures import pet_list, quotas, read_picture, relative, same_bytes, say, short, shown, strict_pillow, warn_memory
 from .backstage.pictures import whole, without_leaks
 
@@ -38,19 +38,11 @@ def _rows(split, rows):
     "The inputs of `split` at `rows`."
     return [split.inputs[i] for i in rows] if isinstance(split.inputs, list) else split.inputs[rows]
 
-def _drawable(text):
-    "`text` with the names of those characters that the font of the figures does not have."
-    import unicodedata
-
-    from matplotlib import font_manager, rcParams
-    there = font_manager.get_font(font_manager.findfont(font_manager.FontProperties(family=rcParams['font.family']))).get_charmap()
-    return ''.join(c if ord(c) in there else f"[{unicodedata.name(c, hex(ord(c))).lower()}]" for c in text if c not in '\ufe0f\u200d')
-
 def _text_figure(lines, title):
     "A figure with one text a line."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(9, .3 * len(lines) + .5), layout='constrained'); ax.axis('off')
-    for i, line in enumerate(lines): ax.text(0, -i, short(_drawable(short(line, 110)), 110), parse_math=False, va='center')
+    for i, line in enumerate(lines): ax.text(0, -i, short(drawable(short(line, 110)), 110), parse_math=False, va='center')
     ax.set(xlim=(0, 1), ylim=(-len(lines) + .5, .5), title=title)
     return fig
 
