@@ -1,5 +1,6 @@
 "Training on texts: features without filling at any cut, batches of like length, frozen embeddings that cost nothing, plans that suit texts."
 import copy
+import re
 import warnings
 
 import numpy as np
@@ -278,10 +279,11 @@ def test_pictures_for_a_network_that_reads(bert):
 
 
 def test_rates_of_pictures_are_not_taken_for_texts_in_silence(bert):
-    with pytest.warns(UserWarning, match="kind='texts'") as said: train(bert, fine_tuning(1, head_epochs=1, batch=16))
-    assert len(said) == 1 and '0.0007' in str(said[0].message)
+    with pytest.warns(UserWarning, match='suits pictures') as said: train(bert, fine_tuning(1, head_epochs=1, batch=16))
+    said = [str(w.message) for w in said if 'few steps' not in str(w.message)]
+    assert len(said) == 1 and '0.0007' in said[0] and "kind='texts'" in said[0]
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.simplefilter('error'); warnings.filterwarnings('ignore', message='.*few steps teach little')
         for plan in (fine_tuning(1, kind='texts', batch=16), gradual_unfreezing(kind='texts', stages=2, last=1, batch=16), feature_extraction(1, batch=16),
                      from_scratch(1, kind='texts', batch=16)): train(bert, plan)
 
@@ -387,13 +389,22 @@ def test_no_dropout_no_difference(bert):
     with T.QuickDropout(): torch.testing.assert_close(model(x).detach(), want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize('plan, told', [(fine_tuning(2, kind='texts', batch=16), '6 steps'), (fine_tuning(9, kind='texts', batch=16), '27 steps'),
-                                        (fine_tuning(10, kind='texts', batch=16), None), (feature_extraction(1), None)])
-def test_few_steps_are_told(bert, plan, told):
-    "48 texts in steps of 16 are three steps an epoch: ten epochs reach the thirty that are asked for, as the advice says."
-    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always'); train(bert, plan)
-    few = [str(w.message) for w in said if 'few steps' in str(w.message)]
-    assert len(few) == bool(told) and all(told in t and "fine_tuning(10, kind='texts')" in t and '48 texts' in t for t in few)
+def few_steps_told(backbone, plan):
+    with warnings.catch_warnings(record=True) as said: warnings.simplefilter('always'); train(backbone, plan)
+    return [str(w.message) for w in said if 'few steps' in str(w.message)]
+
+
+@pytest.mark.parametrize('plan, steps', [(fine_tuning(2, kind='texts', batch=16), 6), (fine_tuning(9, kind='texts', batch=16), 27),
+                                         (fine_tuning(3, kind='texts'), 3)])
+def test_few_steps_are_told_with_the_number_of_epochs_that_would_do(bert, plan, steps):
+    told, = few_steps_told(bert, plan)
+    assert f' in {steps} steps, since there are 48 texts' in told
+    epochs, batch = map(int, re.search(r"\(fine_tuning\((\d+), kind='texts', batch=(\d+)\) makes 30 or more\)", told).groups())
+    assert batch == plan.batch and epochs * (48 // batch) >= 30 > (epochs - 1) * (48 // batch)
+    assert not few_steps_told(bert, fine_tuning(epochs, kind='texts', batch=batch))
+
+
+def test_few_steps_of_the_head_alone_are_nobodys_business(bert): assert not few_steps_told(bert, feature_extraction(1))
 
 
 @pytest.mark.parametrize('wrong', ['good', ['good', 'bad'], ('good',)])

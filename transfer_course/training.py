@@ -570,8 +570,9 @@ def _few_steps(model, n, plan):
     if not isinstance(model.preprocess, TextInput): return
     each_epoch = max(1, n // plan.batch); epochs = sum(p.epochs for p in plan.phases if stage_index(model, p.start) < len(model.names) - 1)
     if 0 < epochs * each_epoch < FEW_STEPS:
-        warnings.warn(f'In plan {plan.name!r} layers learn in {epochs * each_epoch} steps, since there are {n} texts: few steps teach little. Give more epochs '
-                      f"(fine_tuning({math.ceil(FEW_STEPS / each_epoch)}, kind='texts') makes {FEW_STEPS} steps or more), or a smaller batch=.", stacklevel=3)
+        warnings.warn(f'In plan {plan.name!r} layers learn in {epochs * each_epoch} steps, since there are {n} texts: few steps teach little. '
+                      f"Give more epochs (fine_tuning({math.ceil(FEW_STEPS / each_epoch)}, kind='texts', batch={plan.batch}) makes {FEW_STEPS} or more), "
+                      'or a smaller batch=.', stacklevel=3)
 
 FEW_STEPS = 30 # of a text network below which `fit` warns
 
