@@ -399,7 +399,7 @@ def few_steps_told(backbone, plan):
 def test_few_steps_are_told_with_the_number_of_epochs_that_would_do(bert, plan, steps):
     told, = few_steps_told(bert, plan)
     assert f' in {steps} steps, since there are 48 texts' in told
-    epochs, batch = map(int, re.search(r"\(fine_tuning\((\d+), kind='texts', batch=(\d+)\) makes 30 or more\)", told).groups())
+    epochs, batch = map(int, re.search(r'Give them (\d+) epochs or more, or a smaller batch= than (\d+)\.', told).groups())
     assert batch == plan.batch and epochs * (48 // batch) >= 30 > (epochs - 1) * (48 // batch)
     assert not few_steps_told(bert, fine_tuning(epochs, kind='texts', batch=batch))
 

@@ -565,16 +565,15 @@ def _makes_sense(plan):
     wrong += [(k, getattr(p, k), f'phase {i} of ') for i, p in enumerate(plan.phases, 1) for k, fits in asked.items() if not fits(getattr(p, k))]
     for k, v, where in wrong: raise ValueError(f'{k} is {v!r} in {where}plan {plan.name!r}, which can not be meant; leave it out for the usual value.')
 
+FEW_STEPS = 30 # of a text network below which `fit` warns
+
 def _few_steps(model, n, plan):
     "Warn where layers of a text network would learn in so few steps that they can hardly learn anything."
     if not isinstance(model.preprocess, TextInput): return
     each_epoch = max(1, n // plan.batch); epochs = sum(p.epochs for p in plan.phases if stage_index(model, p.start) < len(model.names) - 1)
     if 0 < epochs * each_epoch < FEW_STEPS:
         warnings.warn(f'In plan {plan.name!r} layers learn in {epochs * each_epoch} steps, since there are {n} texts: few steps teach little. '
-                      f"Give more epochs (fine_tuning({math.ceil(FEW_STEPS / each_epoch)}, kind='texts', batch={plan.batch}) makes {FEW_STEPS} or more), "
-                      'or a smaller batch=.', stacklevel=3)
-
-FEW_STEPS = 30 # of a text network below which `fit` warns
+                      f'Give them {math.ceil(FEW_STEPS / each_epoch)} epochs or more, or a smaller batch= than {plan.batch}.', stacklevel=3)
 
 def _fits_texts(model, plan):
     "Raise ValueError where a plan can't be carried out on texts, and warn of rates that unlearn a pretrained text network."

@@ -316,12 +316,16 @@ def _one_person(split, seed, root):
                 macro_f1=round(float(np.mean([f1_score(b, a, average='macro') for a, b in zip(said, rest)])), 4),
                 seconds=round(time.perf_counter() - start, 1), train=0, test=len(split), steps=by_rating(split.extra['rating'], (said == rest).mean(0)))
 
+def _plain(text): return ' '.join(text.lower().split())
+
+@cache
+def _product_sentences(root):
+    from transfer_course.tasks import load_reviews
+    return {_plain(t) for s in load_reviews('amazon', root=root, verbose=False).splits for t in s.inputs}
+
 def _not_of_products(texts, root):
     "Numbers of the texts that are no sentence of the rated product reviews, whatever the case and the spaces."
-    from transfer_course.tasks import load_reviews
-    def plain(text): return ' '.join(text.lower().split())
-    ours = {plain(t) for s in load_reviews('amazon', root=root, verbose=False).splits for t in s.inputs}
-    return [i for i, t in enumerate(texts) if plain(t) not in ours]
+    return [i for i, t in enumerate(texts) if _plain(t) not in _product_sentences(root)]
 
 def _taught_elsewhere(root, network, plan, folder):
     """(network, seconds, sentences): taught by sentences that were rated elsewhere, but those that the product reviews have too. It is made
